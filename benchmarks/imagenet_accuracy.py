@@ -1,0 +1,160 @@
+"""Does the converted encoder still know ImageNet? Top-1 and top-5 on one photograph of each class.
+
+    HANDPOSE_ASSETS=DIR python benchmarks/imagenet_accuracy.py
+
+reads DIR/imagenet/mobilenet_v2_1.0_224.npz and DIR/imagenet/photos/0000.jpg .. 0999.jpg, whose numbers are
+the classes. The encoder runs at its published stride of 32, followed by the last convolution and the
+classifier of the .npz, which our network does not have. Exits with 1 if the figures are not the expected.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import re
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from handpose_jax.models.mobilenet import MobileNetV2
+from handpose_jax.models.pretrained import load_encoder, read_npz
+
+SIZE = 224
+BATCH = 20
+EXPECTED = {'top_1': 87.2, 'top_5': 97.8}
+"""Percent, measured on these very photographs with the source's own network."""
+TOLERANCE = 0.3
+BN_EPSILON = 1e-3
+
+
+def read_photo(path: pathlib.Path) -> np.ndarray:
+    """The centre 224 x 224 of a photograph whose short side is 256: u8[224 224 3], RGB."""
+    with Image.open(path) as image:
+        rgb = np.asarray(image.convert('RGB'))
+    height, width = rgb.shape[:2]
+    if min(height, width) < SIZE:
+        raise ValueError(f'{path}: expected sides of at least {SIZE} pixels, got {width}x{height}')
+    top, left = (height - SIZE) // 2, (width - SIZE) // 2
+    return rgb[top : top + SIZE, left : left + SIZE]
+
+
+def find_photos(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+    """Class to photograph, for all files named by a number."""
+    photos = {
+        int(path.stem): path for path in sorted(folder.glob('*.jpg')) if path.stem.isdecimal()
+    }
+    if not photos:
+        raise ValueError(f'{folder}: expected photographs named 0000.jpg and so on, found none')
+    return photos
+
+
+def classify(variables: Any, head: dict[str, jax.Array], photos: jax.Array) -> jax.Array:
+    """Logits of 1,001 classes, the background first, of u8[b 224 224 3]."""
+    images = photos.astype(jnp.float32) / 127.5 - 1
+    features = MobileNetV2(output_stride=32).apply(variables, images, False)
+    x = jnp.einsum('bhwc,cd->bhwd', features, head['Conv_1/kernel'][0, 0])
+    x = (x - head['Conv_1/mean']) / jnp.sqrt(head['Conv_1/var'] + BN_EPSILON)
+    x = jnp.clip(x * head['Conv_1/scale'] + head['Conv_1/bias'], 0, 6)
+    return x.mean((1, 2)) @ head['Logits/kernel'] + head['Logits/bias']
+
+
+def measure(npz: pathlib.Path, photos: dict[int, pathlib.Path]) -> dict[str, Any]:
+    """Top-1 and top-5 in percent, and the number of photographs."""
+    shapes = jax.eval_shape(
+        lambda: MobileNetV2(output_stride=32).init(
+            jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)), False
+        )
+    )
+    variables = load_encoder(shapes, npz, model_name='mobilenet_v2')
+    head = {
+        name: jnp.asarray(array)
+        for name, array in read_npz(npz).items()
+        if name.startswith(('Conv_1/', 'Logits/'))
+    }
+    run = jax.jit(classify)
+    ranks: list[int] = []
+    classes = list(photos)
+    for start in range(0, len(classes), BATCH):
+        chunk = classes[start : start + BATCH]
+        batch = np.stack([read_photo(photos[number]) for number in chunk])
+        logits = np.asarray(run(variables, head, batch))
+        for number, scores in zip(chunk, logits, strict=True):
+            ranks.append(int(np.sum(scores > scores[number + 1])))
+    return {
+        'photos': len(ranks),
+        'top_1': round(100 * float(np.mean(np.array(ranks) < 1)), 2),
+        'top_5': round(100 * float(np.mean(np.array(ranks) < 5)), 2),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, without names of hosts, users or folders."""
+    processor = platform.machine()
+    cpuinfo = pathlib.Path('/proc/cpuinfo')
+    if cpuinfo.exists():
+        model = re.search(r'model name\s*:\s*(.+)', cpuinfo.read_text())
+        processor = model[1].strip() if model else processor
+    return {
+        'processor': processor,
+        'cores': os.cpu_count(),
+        'device': jax.devices()[0].platform,
+        'system': platform.system(),
+    }
+
+
+def main() -> int:
+    assets = os.environ.get('HANDPOSE_ASSETS')
+    folder = pathlib.Path(assets, 'imagenet') if assets else None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--npz',
+        type=pathlib.Path,
+        default=folder and folder / 'mobilenet_v2_1.0_224.npz',
+        required=folder is None,
+    )
+    parser.add_argument(
+        '--photos',
+        type=pathlib.Path,
+        default=folder and folder / 'photos',
+        required=folder is None,
+    )
+    parser.add_argument('--output', type=pathlib.Path, help='also write the figures as JSON here')
+    args = parser.parse_args()
+
+    figures = measure(args.npz, find_photos(args.photos))
+    within = all(abs(figures[name] - value) <= TOLERANCE for name, value in EXPECTED.items())
+    print(f'{figures["photos"]} photographs')
+    for name, value in EXPECTED.items():
+        print(f'{name.replace("_", "-")}  {figures[name]:.1f}%  (expected {value} +- {TOLERANCE})')
+    print('as expected' if within else 'NOT as expected')
+    if args.output:
+        result = {
+            'benchmark': 'imagenet_accuracy',
+            'command': 'HANDPOSE_ASSETS=DIR python benchmarks/imagenet_accuracy.py'
+            ' --output benchmarks/results/imagenet_accuracy.json',
+            'date': datetime.date.today().isoformat(),
+            'weights': args.npz.name,
+            'figures': figures,
+            'expected': EXPECTED | {'tolerance': TOLERANCE, 'within': within},
+            'machine': machine(),
+            'versions': {
+                'python': platform.python_version(),
+                'jax': jax.__version__,
+                'numpy': np.__version__,
+            },
+        }
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=2) + '\n')
+    return 0 if within else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

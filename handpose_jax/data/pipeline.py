@@ -1,0 +1,208 @@
+"""From a source to a stream of batches, with Grain.
+
+Every example is a function of (seed, position in the stream) alone: the stream is the same for any
+number of threads, and a saved iterator state continues it exactly. Batches are made in threads of
+this process: decoding and warping release the interpreter lock.
+"""
+
+import dataclasses
+from collections import defaultdict
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+
+from handpose_jax import hand
+from handpose_jax.data.sources import Source
+from handpose_jax.data.transforms import Augmentation, crop_example
+
+_BATCHES_AHEAD_PER_THREAD = 2
+
+
+def train_dataset(
+    source: Source,
+    *,
+    size: int,
+    batch_size: int,
+    seed: int,
+    augmentation: Augmentation | None,
+    balance: float = 1.0,
+    num_threads: int = 2,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> grain.IterDataset:
+    """An endless stream of shuffled, augmented training batches.
+
+    Iterators over it have get_state() and set_state() for checkpoints.
+
+    Args:
+        source: where the samples come from; may hold fewer records than a batch.
+        size: side of the crops, pixels.
+        batch_size: examples in each batch of this shard.
+        seed: of order and augmentation, 0..2**32 - 1.
+        augmentation: None for plain crops.
+        balance: b gives each of source.groups a share of the stream proportional to (its number of
+            records)**b: 1 takes the records as they are, each once per epoch; 0 shows all groups
+            equally often. Within a group every record comes equally often.
+        num_threads: threads that make batches; 0 makes them when asked for.
+        shard_index: which part of the stream to take, for several processes.
+        shard_count: into how many parts the stream is dealt, batch by batch.
+
+    Returns:
+        A dataset of types.Batch, NumPy.
+
+    Raises:
+        ValueError: for an empty source or an argument out of range; while iterating, for a record
+            that cannot be read, by its name.
+    """
+    _check(source, size, batch_size, num_threads, shard_index, shard_count)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f'seed must be in 0..2**32 - 1, got {seed}')
+    if not 0 <= balance <= 1:
+        raise ValueError(f'balance must be in 0..1, got {balance}')
+    if balance == 1:
+        indices = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
+    else:
+        indices = _balanced_indices(source, balance, seed)
+    batches = indices.random_map(_TrainExample(source, size, augmentation), seed=seed).batch(
+        batch_size, drop_remainder=True
+    )
+    return _shard_and_read(batches, num_threads, shard_index, shard_count)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    size: int,
+    batch_size: int,
+    num_threads: int = 2,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> grain.IterDataset:
+    """Every record once, in order, without augmentation.
+
+    Batches are dealt to the shards in turn. All have batch_size examples and every shard has the
+    same number of batches: what is missing at the end is padded with examples of valid False (image
+    and keypoints zero, norm_size one, nothing visible, index -1).
+
+    Args:
+        source: where the samples come from.
+        size: side of the crops, pixels.
+        batch_size: examples in each batch of this shard.
+        num_threads: threads that make batches; 0 makes them when asked for.
+        shard_index: which shard this is.
+        shard_count: how many there are.
+
+    Returns:
+        A dataset of types.Batch, NumPy; it can be iterated over again.
+
+    Raises:
+        ValueError: for an empty source or an argument out of range; while iterating, for a record
+            that cannot be read, by its name.
+    """
+    _check(source, size, batch_size, num_threads, shard_index, shard_count)
+    step = batch_size * shard_count
+    padded = -(-len(source) // step) * step
+    batches = grain.MapDataset.range(padded).map(_EvalExample(source, size)).batch(batch_size)
+    return _shard_and_read(batches, num_threads, shard_index, shard_count)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainExample:
+    source: Source
+    size: int
+    augmentation: Augmentation | None
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        return _example(self.source, index, self.size, self.augmentation, rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalExample:
+    source: Source
+    size: int
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        if index < len(self.source):
+            return _example(self.source, index, self.size, None, None)
+        return {
+            'image': np.zeros((self.size, self.size, 3), np.uint8),
+            'keypoints': np.zeros((hand.NUM_KEYPOINTS, 2), np.float32),
+            'visible': np.zeros(hand.NUM_KEYPOINTS, bool),
+            'norm_size': np.float32(1),
+            'image_from_crop': np.eye(2, 3, dtype=np.float32),
+            'valid': np.bool_(False),
+            'index': np.int32(-1),
+        }
+
+
+def _example(
+    source: Source,
+    index: int,
+    size: int,
+    augmentation: Augmentation | None,
+    rng: np.random.Generator | None,
+) -> dict[str, Any]:
+    try:
+        return crop_example(
+            source[index], size=size, augmentation=augmentation, rng=rng, index=index
+        )
+    except (ValueError, OSError, cv2.error) as error:
+        name = source.image_id(index)
+        # Most sources name the record themselves, with the file it is written in.
+        if isinstance(error, ValueError) and name in str(error):
+            raise
+        raise ValueError(f'record {index} ({name}): {error}') from error
+
+
+def _balanced_indices(source: Source, balance: float, seed: int) -> grain.MapDataset:
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, group in enumerate(source.groups):
+        members[group].append(index)
+    parts, shares = [], []
+    for position, indices in enumerate(members.values()):
+        # Neighbouring seeds would give groups of equal size the same order, one epoch apart.
+        group_seed = int(np.random.SeedSequence([seed, position]).generate_state(1)[0])
+        parts.append(grain.MapDataset.source(indices).shuffle(seed=group_seed).repeat())
+        shares.append(len(indices) ** balance)
+    return grain.MapDataset.mix(parts, shares)
+
+
+def _shard_and_read(
+    batches: grain.MapDataset, num_threads: int, shard_index: int, shard_count: int
+) -> grain.IterDataset:
+    # OpenCV's own threads would compete with ours; crops are too small to gain from them.
+    cv2.setNumThreads(1)
+    # Whole batches are dealt, not examples: a mix of groups is periodic, and every n-th example of
+    # it could be of one group.
+    if shard_count > 1:
+        batches = batches[shard_index::shard_count]
+    return batches.to_iter_dataset(
+        grain.ReadOptions(
+            num_threads=num_threads,
+            prefetch_buffer_size=_BATCHES_AHEAD_PER_THREAD * num_threads,
+        )
+    )
+
+
+def _check(
+    source: Source,
+    size: int,
+    batch_size: int,
+    num_threads: int,
+    shard_index: int,
+    shard_count: int,
+) -> None:
+    if len(source) == 0:
+        raise ValueError('the source holds no records; there is nothing to make batches of')
+    for name, value, smallest in (
+        ('size', size, 1),
+        ('batch_size', batch_size, 1),
+        ('num_threads', num_threads, 0),
+        ('shard_count', shard_count, 1),
+    ):
+        if value < smallest:
+            raise ValueError(f'{name} must be at least {smallest}, got {value}')
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(f'shard_index must be in 0..{shard_count - 1}, got {shard_index}')

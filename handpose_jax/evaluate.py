@@ -1,0 +1,205 @@
+"""Evaluation: predictions over a whole split, metrics under a protocol, and pictures of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from handpose_jax import checkpoints, geometry, heatmaps, models, protocols, visualize
+from handpose_jax.data import pipeline, sources
+from handpose_jax.data.transforms import crop_example
+from handpose_jax.metrics import KeypointErrors
+from handpose_jax.types import Prediction
+
+METRICS_FILE = 'metrics.json'
+PREDICTIONS_FILE = 'predictions.json'
+SHEET_FILE = 'predictions.png'
+
+_SHEET_COLUMNS = 8
+
+
+def make_predict_step(
+    model: nn.Module, decode: dict[str, Any]
+) -> Callable[[Any, jax.Array], Prediction]:
+    """Makes the jitted function from variables and crops u8[b h w 3] to keypoints in crop pixels.
+
+    Args:
+        model: from handpose_jax.models.build.
+        decode: keyword arguments of heatmaps.decode.
+    """
+
+    @jax.jit
+    def predict_step(variables: Any, images: jax.Array) -> Prediction:
+        maps = model.apply(variables, images, train=False)
+        return heatmaps.decode(maps, stride=models.STRIDE, **decode)
+
+    return predict_step
+
+
+class Result(NamedTuple):
+    """What an evaluation found; hands in the order of their source."""
+
+    errors: KeypointErrors
+    summary: dict[str, Any]
+    keypoints_image: Float[np.ndarray, 'n 21 2']  # predicted, pixels of the photograph
+
+
+class Evaluation:
+    """One split under one protocol, ready to be run on any variables."""
+
+    def __init__(self, config: ConfigDict, model: nn.Module) -> None:
+        """Opens the split.
+
+        Args:
+            config: as configs/*.py make it.
+            model: from handpose_jax.models.build(**config.model).
+
+        Raises:
+            ValueError: for bad data, or an unknown protocol.
+        """
+        self._protocol = protocols.get_protocol(config.protocol)
+        self._split = config.eval_split
+        self._size = config.size
+        self._source = sources.load_source(split=config.eval_split, **config.data)
+        self._batches = pipeline.eval_batches(
+            self._source,
+            size=config.size,
+            batch_size=config.eval_batch_size,
+            num_threads=config.pipeline.num_threads,
+        )
+        self._predict = make_predict_step(model, config.decode.to_dict())
+
+    def run(self, variables: Any) -> Result:
+        """Predicts every record once.
+
+        Args:
+            variables: {'params', 'batch_stats'} of the model.
+        """
+        parts, keypoints, order = [KeypointErrors.empty()], [], []
+        for batch in self._batches:
+            prediction = jax.device_get(self._predict(variables, jnp.asarray(batch['image'])))
+            parts.append(
+                KeypointErrors.from_batch(
+                    prediction.keypoints, prediction.confidence, batch, self._size
+                )
+            )
+            valid = batch['valid']
+            keypoints.append(
+                geometry.apply_affine(batch['image_from_crop'], prediction.keypoints)[valid]
+            )
+            order.append(batch['index'][valid])
+        errors = KeypointErrors.merge(*parts)
+        summary = {'split': self._split, **errors.summary(self._protocol)}
+        by_index = np.argsort(np.concatenate(order), kind='stable')
+        return Result(errors, summary, np.concatenate(keypoints)[by_index])
+
+    def write(self, workdir: str, step: int, result: Result) -> None:
+        """Writes metrics.json, predictions.json and predictions.png into the workdir.
+
+        Raises:
+            ValueError: if the workdir cannot be written.
+        """
+        folder = Path(workdir)
+        try:
+            text = json.dumps({'step': step, **result.summary}, indent=2)
+            (folder / METRICS_FILE).write_text(text + '\n')
+            rows = [
+                {
+                    'id': self._source.image_id(int(index)),
+                    'keypoints': np.round(points, 2).tolist(),
+                    'confidence': np.round(sure, 4).tolist(),
+                }
+                for index, points, sure in zip(
+                    result.errors.index,
+                    result.keypoints_image,
+                    result.errors.confidence,
+                    strict=True,
+                )
+            ]
+            (folder / PREDICTIONS_FILE).write_text(json.dumps(rows) + '\n')
+        except OSError as error:
+            raise ValueError(
+                f'workdir {workdir}: cannot write the evaluation ({error.strerror})'
+            ) from error
+        visualize.save_png(folder / SHEET_FILE, self.sheet(result))
+
+    def sheet(self, result: Result) -> np.ndarray:
+        """The best, median and worst predictions, a row of each, as one picture u8[h w 3]."""
+        error = result.errors.epe_per_hand()
+        ranked = np.argsort(np.where(np.isnan(error), np.inf, error), kind='stable')
+        row = min(_SHEET_COLUMNS, len(ranked))
+        middle = max(0, (len(ranked) - row) // 2)
+        chosen = [*ranked[:row], *ranked[middle : middle + row], *ranked[len(ranked) - row :]]
+        names = ['best'] * row + ['median'] * row + ['worst'] * row
+        images, predicted, truth, visible, captions = [], [], [], [], []
+        for name, position in zip(names, chosen, strict=True):
+            sample = self._source[int(result.errors.index[position])]
+            # As photographed: the picture is for people, so a left hand stays a left hand.
+            example = crop_example({**sample, 'is_left': False}, size=self._size)
+            crop_from_image = geometry.invert(example['image_from_crop'].astype(np.float64))
+            images.append(example['image'])
+            predicted.append(
+                geometry.apply_affine(crop_from_image, result.keypoints_image[position])
+            )
+            truth.append(example['keypoints'].astype(np.float64))
+            visible.append(example['visible'])
+            captions.append(f'{name}: {sample["image_id"]}')
+        return visualize.prediction_sheet(
+            images,
+            predicted,
+            truth,
+            error[chosen],
+            captions,
+            confidence=result.errors.confidence[chosen],
+            visible=visible,
+            columns=row,
+            title=f'{self._split}: {describe(result.summary)}',
+        )
+
+
+def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
+    """Evaluates the newest checkpoint of a workdir and writes the files of Evaluation.write.
+
+    Returns:
+        The summary, see metrics.KeypointErrors.summary.
+    """
+    model = models.build(**config.model)
+    evaluation = Evaluation(config, model)
+    step, variables = load_variables(workdir, config, model)
+    result = evaluation.run(variables)
+    evaluation.write(workdir, step, result)
+    return result.summary
+
+
+def load_variables(workdir: str, config: ConfigDict, model: nn.Module) -> tuple[int, Any]:
+    """Reads a workdir's newest checkpoint for inference: step, {'params', 'batch_stats'}."""
+    images = jnp.zeros((1, config.size, config.size, 3), jnp.uint8)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    return checkpoints.load_variables(workdir, shapes)
+
+
+def scalars(summary: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a summary that are worth a curve."""
+    names = ('epe_mean_224', 'epe_median_224', 'epe_mean_image', 'auc', 'pck_at_0.2')
+    return {name: summary[name] for name in names}
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """A summary in one line for people."""
+
+    def number(name: str, form: str) -> str:
+        value = summary[name]
+        return 'none' if value is None else format(value, form)
+
+    return (
+        f'EPE median {number("epe_median_224", ".2f")} mean {number("epe_mean_224", ".2f")} px '
+        f'(224 frame), AUC {number("auc", ".3f")}, PCK@0.2 {number("pck_at_0.2", ".3f")}, '
+        f'{summary["hands"]} hands, protocol {summary["protocol"]}'
+    )

@@ -1,0 +1,144 @@
+"""The paper's decoder, and the whole network: encoder, decoder, 22 linear heatmaps at stride 4.
+
+Source: Gouidis et al. 2019, figure 2 for the order of the layers; their widths are those of the
+authors' earlier network and reproduce its size (4.24 M parameters with MobileNetV2 1.0).
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from handpose_jax.hand import NUM_KEYPOINTS
+from handpose_jax.models.layers import ConvBN, conv, leaky_relu, relu6
+
+NUM_HEATMAPS = NUM_KEYPOINTS + 1
+"""One map for each keypoint, and the background last."""
+
+STRIDE = 4
+"""Input pixels for each heatmap pixel."""
+
+
+class DecoderWidths(NamedTuple):
+    """Output channels of the decoder's layers, numbered by the rows of the authors' figure."""
+
+    reduce: int = 512  # 1
+    separable: int = 512  # 2
+    residual: int = 1024  # 3, 4, 5
+    squeeze: int = 256  # 6
+    bottleneck: int = 128  # 7
+    expand: int = 256  # 8
+    upsample: int = 128  # 9, both transposed convolutions
+    refine: int = 128  # 10
+
+
+class Decoder(nn.Module):
+    """Encoder features [b h/16 w/16 c] to heatmaps [b h/4 w/4 22]."""
+
+    widths: DecoderWidths = DecoderWidths()
+    bn_momentum: float = 0.99
+    dtype: Any = jnp.float32
+    implementation: str = 'auto'
+
+    @nn.compact
+    def __call__(self, features: Array, train: bool) -> Array:
+        common = {
+            'bn_momentum': self.bn_momentum,
+            'dtype': self.dtype,
+            'implementation': self.implementation,
+        }
+
+        def pointwise(x: Array, width: int, name: str, activation: Any = relu6) -> Array:
+            return ConvBN(width, activation=activation, name=name, **common)(x, train)
+
+        def separable(x: Array, width: int, name: str) -> Array:
+            x = ConvBN(
+                kind='depthwise',
+                kernel_size=3,
+                activation=relu6,
+                name=f'{name}_depthwise',
+                **common,
+            )(x, train)
+            return pointwise(x, width, f'{name}_pointwise')
+
+        def upsample(x: Array, width: int, name: str) -> Array:
+            return ConvBN(
+                width, kind='transposed', kernel_size=4, activation=relu6, name=name, **common
+            )(x, train)
+
+        w = self.widths
+        x = pointwise(features, w.reduce, 'reduce')
+        x = separable(x, w.separable, 'separable')
+        x = pointwise(x, w.residual, 'residual', activation=None)
+        skip = pointwise(features, w.residual, 'skip', activation=None)
+        x = leaky_relu(x + skip)
+        x = pointwise(x, w.squeeze, 'squeeze')
+        x = separable(x, w.bottleneck, 'bottleneck')
+        x = pointwise(x, w.expand, 'expand')
+        x = upsample(x, w.upsample, 'upsample_1')
+        x = upsample(x, w.upsample, 'upsample_2')
+        x = separable(x, w.refine, 'refine')
+        # Small weights: the maps start near zero, which is what almost every pixel's target is.
+        kernel = self.param(
+            'heatmaps_kernel',
+            nn.initializers.normal(0.001),
+            (1, 1, x.shape[-1], NUM_HEATMAPS),
+            jnp.float32,
+        )
+        bias = self.param('heatmaps_bias', nn.initializers.zeros, (NUM_HEATMAPS,), jnp.float32)
+        maps = conv(x, kernel.astype(self.dtype), 1, self.implementation)
+        # Loss and decoding are float32 whatever the network computes in.
+        return maps.astype(jnp.float32) + bias
+
+
+class HeatmapNetwork(nn.Module):
+    """RGB images as they are, 0..255, to 22 heatmaps at stride 4. Normalisation happens in here.
+
+    Attributes:
+        encoder: module from normalised images to features at stride 16, its name 'encoder'.
+        widths: the decoder's channels.
+        mean: of each channel, subtracted from the 0..255 image.
+        scale: of each channel, the divisor after the subtraction.
+        bn_momentum: momentum of the decoder's running statistics.
+        dtype: of the computation.
+        implementation: see handpose_jax.models.layers.
+    """
+
+    encoder: nn.Module
+    widths: DecoderWidths = DecoderWidths()
+    mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    scale: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    bn_momentum: float = 0.99
+    dtype: Any = jnp.float32
+    implementation: str = 'auto'
+
+    @nn.compact
+    def __call__(
+        self, images: UInt8[Array, 'b h w 3'] | Float[Array, 'b h w 3'], train: bool = False
+    ) -> Float[Array, 'b h/4 w/4 22']:
+        """Runs the network.
+
+        Args:
+            images: RGB, 0..255, height and width divisible by 16.
+            train: use and update the batch's statistics (mutable collection 'batch_stats').
+
+        Returns:
+            f32[b h/4 w/4 22], linear, the background last.
+
+        Raises:
+            ValueError: if a side is not divisible by 16.
+        """
+        if images.shape[1] % 16 or images.shape[2] % 16:
+            raise ValueError(
+                f'the input\'s height and width must be divisible by 16, got {images.shape[1:3]}'
+            )
+        x = (images.astype(jnp.float32) - jnp.asarray(self.mean)) / jnp.asarray(self.scale)
+        features = self.encoder(x.astype(self.dtype), train)
+        return Decoder(
+            widths=self.widths,
+            bn_momentum=self.bn_momentum,
+            dtype=self.dtype,
+            implementation=self.implementation,
+            name='decoder',
+        )(features, train)

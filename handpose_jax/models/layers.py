@@ -1,0 +1,362 @@
+"""Convolutions that are fast on every platform, and the Conv-BN blocks built from them.
+
+XLA's CPU backend runs grouped convolutions (and their gradients) many times slower than memory and
+arithmetic would allow. Each convolution here therefore has two formulations of the same function: plain
+`lax` convolution for GPU, TPU and export, and one for CPUs made of shifted multiply-adds and matrix
+products. `implementation` picks one:
+
+    'auto'   decided by `jax.lax.platform_dependent` when the program is compiled for a platform
+    'lax'    always plain lax, which is what exporters must see
+    'cpu'    always the CPU formulation
+
+The parameters are the same for all of them. Activations are NHWC, kernels HWIO (depthwise: h w 1 c).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Implementation = Literal['auto', 'lax', 'cpu']
+IMPLEMENTATIONS: tuple[str, ...] = ('auto', 'lax', 'cpu')
+
+_DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+
+Images = Float[Array, 'b h w c']
+
+
+def _select(implementation: str, cpu: Callable, lax_version: Callable, *operands: Any) -> Any:
+    if implementation == 'lax':
+        return lax_version(*operands)
+    if implementation == 'cpu':
+        return cpu(*operands)
+    if implementation == 'auto':
+        return jax.lax.platform_dependent(*operands, cpu=cpu, default=lax_version)
+    raise ValueError(f'implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}')
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME: the output has ceil(size / stride) pixels, the odd pad goes to the end."""
+    out = -(-size // stride)
+    total = max((out - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+# --- depthwise convolution ---------------------------------------------------------------------------
+
+
+def _pad_same(x: Array, kernel: Array, stride: int) -> Array:
+    pads = [_same_padding(x.shape[axis], kernel.shape[axis - 1], stride) for axis in (1, 2)]
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
+
+
+def _window(x: Array, i: int, j: int, stride: int, height: int, width: int) -> Array:
+    """The pixels of a padded image that tap (i, j) of the kernel meets, one for each output pixel."""
+    rows = slice(i, i + stride * (height - 1) + 1, stride)
+    columns = slice(j, j + stride * (width - 1) + 1, stride)
+    return x[..., rows, columns, :]
+
+
+def _depthwise_lax(x: Array, kernel: Array, stride: int) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        'SAME',
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _depthwise_shifts(x: Array, kernel: Array, stride: int) -> Array:
+    height, width = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
+    padded = _pad_same(x, kernel, stride)
+    out = jnp.zeros((), x.dtype)
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            out = out + _window(padded, i, j, stride, height, width) * kernel[i, j, 0]
+    return out
+
+
+def _depthwise_kernel_gradient(x: Array, kernel: Array, stride: int, out_gradient: Array) -> Array:
+    """One image at a time: its windows stay in the cache, a whole batch's would not."""
+    rows, columns = kernel.shape[:2]
+    height, width = out_gradient.shape[1:3]
+
+    def add_image(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
+        padded, gradient = image
+        taps = [
+            jnp.sum(_window(padded, i, j, stride, height, width) * gradient, axis=(0, 1))
+            for i in range(rows)
+            for j in range(columns)
+        ]
+        return total + jnp.stack(taps), None
+
+    start = jnp.zeros((rows * columns, x.shape[-1]), out_gradient.dtype)
+    total, _ = jax.lax.scan(add_image, start, (_pad_same(x, kernel, stride), out_gradient))
+    return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv(x: Array, kernel: Array, stride: int, implementation: str = 'auto') -> Array:
+    """Depthwise convolution with SAME padding; the same function and gradients on every path.
+
+    Args:
+        x: [b h w c].
+        kernel: [kh kw 1 c].
+        stride: in both directions.
+        implementation: see the module's docstring.
+
+    Returns:
+        [b ceil(h/stride) ceil(w/stride) c], in x's dtype.
+    """
+    return _select(
+        implementation,
+        lambda x, k: _depthwise_shifts(x, k, stride),
+        lambda x, k: _depthwise_lax(x, k, stride),
+        x,
+        kernel,
+    )
+
+
+def _depthwise_forward(
+    x: Array, kernel: Array, stride: int, implementation: str
+) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_conv(x, kernel, stride, implementation), (x, kernel)
+
+
+def _depthwise_backward(
+    stride: int, implementation: str, saved: tuple[Array, Array], out_gradient: Array
+) -> tuple[Array, Array]:
+    def cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        _, pullback = jax.vjp(lambda x: _depthwise_shifts(x, kernel, stride), x)
+        return pullback(gradient)[0], _depthwise_kernel_gradient(x, kernel, stride, gradient)
+
+    def lax_version(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        _, pullback = jax.vjp(lambda x, k: _depthwise_lax(x, k, stride), x, kernel)
+        return pullback(gradient)
+
+    return _select(implementation, cpu, lax_version, *saved, out_gradient)
+
+
+depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+# --- dense convolutions ------------------------------------------------------------------------------
+
+
+def _conv_lax(x: Array, kernel: Array, stride: int) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), 'SAME', dimension_numbers=_DIMENSIONS
+    )
+
+
+def conv(x: Array, kernel: Array, stride: int = 1, implementation: str = 'auto') -> Array:
+    """Convolution with SAME padding; on CPUs a 1x1 convolution is one matrix product.
+
+    Args:
+        x: [b h w c].
+        kernel: [kh kw c d].
+        stride: in both directions.
+        implementation: see the module's docstring.
+
+    Returns:
+        [b ceil(h/stride) ceil(w/stride) d].
+    """
+    if kernel.shape[:2] != (1, 1):
+        return _conv_lax(x, kernel, stride)
+
+    def cpu(x: Array, kernel: Array) -> Array:
+        x = x[:, ::stride, ::stride]
+        # Two-dimensional on purpose: the gradient of the four-dimensional product copies its operands.
+        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+
+    return _select(implementation, cpu, lambda x, k: _conv_lax(x, k, stride), x, kernel)
+
+
+def _transposed_lax(x: Array, kernel: Array) -> Array:
+    return jax.lax.conv_transpose(x, kernel, (2, 2), 'SAME', dimension_numbers=_DIMENSIONS)
+
+
+def _transposed_subpixel(x: Array, kernel: Array) -> Array:
+    """Each of the four output phases is a 2x2 convolution of the input, hence a matrix product.
+
+    With kernel taps w, in one dimension: y[2m] = w0 x[m-1] + w2 x[m], y[2m+1] = w1 x[m] + w3 x[m+1].
+    """
+    b, h, w, c = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    phases = []
+    for row in (0, 1):
+        for column in (0, 1):
+            taps = [
+                padded[:, row + i : row + i + h, column + j : column + j + w]
+                for i in (0, 1)
+                for j in (0, 1)
+            ]
+            weights = kernel[row::2, column::2].reshape(4 * c, -1)
+            phases.append(jnp.concatenate(taps, axis=-1) @ weights)
+    grid = jnp.stack(phases, axis=3).reshape(b, h, w, 2, 2, -1)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1)
+
+
+def transposed_conv(x: Array, kernel: Array, implementation: str = 'auto') -> Array:
+    """Transposed convolution 4x4, stride 2, SAME: doubles height and width.
+
+    Args:
+        x: [b h w c].
+        kernel: [4 4 c d], in the orientation of `jax.lax.conv_transpose` (not flipped).
+        implementation: see the module's docstring.
+
+    Returns:
+        [b 2h 2w d].
+
+    Raises:
+        ValueError: for another kernel size, which the exporters are known to convert wrongly.
+    """
+    if kernel.shape[:2] != (4, 4):
+        raise ValueError(f'transposed_conv: the kernel must be 4x4, got {kernel.shape[:2]}')
+    return _select(implementation, _transposed_subpixel, _transposed_lax, x, kernel)
+
+
+# --- batch normalisation ---------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_norm(
+    x: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[Array, Array, Array]:
+    """Normalises by the batch's own statistics, with a gradient that reads its inputs once.
+
+    Args:
+        x: [b h w c], any float dtype; statistics are float32, over the global batch where b is sharded.
+        scale: f32[c].
+        bias: f32[c].
+        epsilon: added to the variance.
+
+    Returns:
+        Normalised [b h w c] in x's dtype, mean f32[c] and (biased) variance f32[c]. No gradient flows
+        through the two statistics: they only feed the running averages.
+    """
+    return _batch_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _batch_norm_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Any, Any]:
+    wide = x.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(wide, axes)
+    # One pass over x instead of two; rounding can make a variance of zero slightly negative.
+    var = jnp.maximum(jnp.mean(wide * wide, axes) - mean * mean, 0)
+    rstd = jax.lax.rsqrt(var + epsilon)
+    factor = scale * rstd
+    y = (wide * factor + (bias - mean * factor)).astype(x.dtype)
+    return (y, mean, var), (x, mean, rstd, scale)
+
+
+def _batch_norm_backward(epsilon: float, saved: Any, gradients: Any) -> tuple[Array, Array, Array]:
+    x, mean, rstd, scale = saved
+    dy = gradients[0].astype(jnp.float32)
+    wide = x.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    n = x.size // x.shape[-1]
+    dbias = dy.sum(axes)
+    dscale = (dy * (wide - mean)).sum(axes) * rstd
+    factor = scale * rstd
+    slope = factor * dscale * rstd / n
+    dx = factor * dy - slope * wide + (slope * mean - factor * dbias / n)
+    return dx.astype(x.dtype), dscale, dbias
+
+
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, its running statistics in 'batch_stats'.
+
+    Attributes:
+        momentum: weight of the old running statistics at each update.
+        epsilon: added to the variance.
+    """
+
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        shape = (x.shape[-1],)
+        scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
+        running_var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
+        if train:
+            y, mean, var = batch_norm(x, scale, bias, self.epsilon)
+            if not self.is_initializing():
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * var
+            return y
+        factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+        offset = bias - running_mean.value * factor
+        return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+
+
+# --- activations and blocks --------------------------------------------------------------------------
+
+
+def relu6(x: Array) -> Array:
+    """min(max(x, 0), 6)."""
+    return jnp.clip(x, 0, 6)
+
+
+def leaky_relu(x: Array) -> Array:
+    """x where positive, else 0.01 x."""
+    return jnp.where(x > 0, x, 0.01 * x)
+
+
+_INITIALIZER = nn.initializers.variance_scaling(2.0, 'fan_out', 'truncated_normal')
+# Fan-out of a depthwise kernel counts all channels, though each output sees one: use fan-in there.
+_DEPTHWISE_INITIALIZER = nn.initializers.variance_scaling(2.0, 'fan_in', 'truncated_normal')
+
+
+class ConvBN(nn.Module):
+    """Convolution without bias, batch normalisation, activation.
+
+    Attributes:
+        features: output channels; ignored for depthwise.
+        kind: 'conv', 'depthwise' or 'transposed' (4x4, stride 2).
+        kernel_size: side of the kernel.
+        stride: in both directions.
+        activation: applied last, or None.
+        bn_momentum: momentum of the running statistics.
+        bn_epsilon: added to the variance.
+        dtype: of the computation; parameters are float32.
+        implementation: see the module's docstring.
+    """
+
+    features: int = 0
+    kind: Literal['conv', 'depthwise', 'transposed'] = 'conv'
+    kernel_size: int = 1
+    stride: int = 1
+    activation: Callable[[Array], Array] | None = None
+    bn_momentum: float = 0.99
+    bn_epsilon: float = 1e-3
+    dtype: Any = jnp.float32
+    implementation: str = 'auto'
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        k, c = self.kernel_size, x.shape[-1]
+        shape = (k, k, 1, c) if self.kind == 'depthwise' else (k, k, c, self.features)
+        initializer = _DEPTHWISE_INITIALIZER if self.kind == 'depthwise' else _INITIALIZER
+        kernel = self.param('kernel', initializer, shape, jnp.float32).astype(self.dtype)
+        if self.kind == 'depthwise':
+            x = depthwise_conv(x, kernel, self.stride, self.implementation)
+        elif self.kind == 'transposed':
+            x = transposed_conv(x, kernel, self.implementation)
+        else:
+            x = conv(x, kernel, self.stride, self.implementation)
+        x = BatchNorm(self.bn_momentum, self.bn_epsilon, name='bn')(x, train)
+        return x if self.activation is None else self.activation(x)

@@ -1,0 +1,130 @@
+"""MobileNetV2 as the paper's encoder: blocks 1..17, block 14 without its stride.
+
+Source: Sandler et al. 2018, "MobileNetV2", table 2; Gouidis et al. 2019, section 3.1.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from handpose_jax.models.layers import ConvBN, relu6
+
+
+class BlockSpec(NamedTuple):
+    """One inverted residual block: output channels at width 1.0, stride and expansion factor."""
+
+    features: int
+    stride: int
+    expansion: int
+
+
+def _stage(features: int, stride: int, repeats: int, expansion: int = 6) -> list[BlockSpec]:
+    return [BlockSpec(features, stride if i == 0 else 1, expansion) for i in range(repeats)]
+
+
+BLOCKS: tuple[BlockSpec, ...] = (
+    *_stage(16, 1, 1, expansion=1),
+    *_stage(24, 2, 2),
+    *_stage(32, 2, 3),
+    *_stage(64, 2, 4),
+    *_stage(96, 1, 3),
+    *_stage(160, 2, 3),
+    *_stage(320, 1, 1),
+)
+"""Blocks 1..17 of the original network, strides as published."""
+
+STEM_FEATURES = 32
+
+UNSTRIDED_BLOCK = 14
+"""The block, counted from 1, whose stride the paper removes: features stay at stride 16."""
+
+
+def scaled_width(features: int, width: float) -> int:
+    """Channels at a width multiplier: the nearest multiple of 8, never more than 10% below.
+
+    Source: the reference implementation of MobileNetV2 (`_make_divisible`).
+    """
+    scaled = max(8, int(features * width + 4) // 8 * 8)
+    return scaled + 8 if scaled < 0.9 * features * width else scaled
+
+
+class InvertedResidual(nn.Module):
+    """Expand 1x1, depthwise 3x3, project 1x1 without activation; a skip where shapes allow it."""
+
+    features: int
+    stride: int
+    expansion: int
+    bn_momentum: float = 0.99
+    dtype: Any = jnp.float32
+    implementation: str = 'auto'
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        common = {
+            'bn_momentum': self.bn_momentum,
+            'dtype': self.dtype,
+            'implementation': self.implementation,
+        }
+        y = x
+        if self.expansion != 1:
+            y = ConvBN(
+                self.expansion * x.shape[-1], activation=relu6, name='expand', **common
+            )(y, train)
+        y = ConvBN(
+            kind='depthwise',
+            kernel_size=3,
+            stride=self.stride,
+            activation=relu6,
+            name='depthwise',
+            **common,
+        )(y, train)
+        y = ConvBN(self.features, name='project', **common)(y, train)
+        return x + y if y.shape == x.shape else y
+
+
+class MobileNetV2(nn.Module):
+    """The encoder: [b h w 3] normalised images to [b h/16 w/16 320 x width] features.
+
+    Attributes:
+        width: multiplier on every channel count.
+        output_stride: 16 as the paper has it, or 32 as published (for checking ImageNet weights).
+        bn_momentum: momentum of the running statistics.
+        dtype: of the computation; parameters are float32.
+        implementation: see handpose_jax.models.layers.
+    """
+
+    width: float = 1.0
+    output_stride: int = 16
+    bn_momentum: float = 0.99
+    dtype: Any = jnp.float32
+    implementation: str = 'auto'
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if self.output_stride not in (16, 32):
+            raise ValueError(f'output_stride must be 16 or 32, got {self.output_stride}')
+        common = {
+            'bn_momentum': self.bn_momentum,
+            'dtype': self.dtype,
+            'implementation': self.implementation,
+        }
+        x = ConvBN(
+            scaled_width(STEM_FEATURES, self.width),
+            kernel_size=3,
+            stride=2,
+            activation=relu6,
+            name='stem',
+            **common,
+        )(x, train)
+        for number, spec in enumerate(BLOCKS, start=1):
+            unstrided = self.output_stride == 16 and number == UNSTRIDED_BLOCK
+            x = InvertedResidual(
+                scaled_width(spec.features, self.width),
+                stride=1 if unstrided else spec.stride,
+                expansion=spec.expansion,
+                name=f'block_{number:02d}',
+                **common,
+            )(x, train)
+        return x

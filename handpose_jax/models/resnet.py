@@ -1,0 +1,124 @@
+"""ResNet-50 up to conv4_6 as the encoder of the paper's ablation: 1,024 channels at stride 16.
+
+This is the network of keras.applications, so its ImageNet weights fit: the stride of a stage is in its
+first 1x1 convolution, and images are float RGB minus ImageNet's mean colour, not divided.
+
+Source: He et al. 2016, "Deep Residual Learning for Image Recognition", table 1; Gouidis et al. 2019,
+section 4 for the use as an encoder.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from handpose_jax.models.layers import ConvBN
+
+MEAN = (123.68, 116.779, 103.939)
+"""RGB, of 0..255 images. Source: the Caffe release of the original weights."""
+
+SCALE = (1.0, 1.0, 1.0)
+
+BN_EPSILON = 1.001e-5
+"""Source: keras.applications."""
+
+STAGES: dict[str, tuple[int, int, int]] = {
+    'conv2': (64, 3, 1),
+    'conv3': (128, 4, 2),
+    'conv4': (256, 6, 2),
+}
+"""Channels of the 3x3 convolutions, blocks, stride of the first block; blocks are conv2_1 .. conv4_6."""
+
+
+class Stem(nn.Module):
+    """Convolution 7x7 with stride 2, batch normalisation, ReLU, max pooling 3x3 with stride 2.
+
+    Its padding is 3 on every side, where ConvBN's SAME would be 2 and 3.
+    """
+
+    bn_momentum: float = 0.99
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        kernel = self.param(
+            'kernel',
+            nn.initializers.variance_scaling(2.0, 'fan_out', 'truncated_normal'),
+            (7, 7, x.shape[-1], 64),
+            jnp.float32,
+        )
+        x = jax.lax.conv_general_dilated(
+            x,
+            kernel.astype(self.dtype),
+            (2, 2),
+            ((3, 3), (3, 3)),
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )
+        x = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.bn_momentum,
+            epsilon=BN_EPSILON,
+            dtype=self.dtype,
+            name='bn',
+        )(x)
+        return nn.max_pool(nn.relu(x), (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 to four times the channels, added to a shortcut; a projection where shapes differ."""
+
+    features: int
+    stride: int
+    bn_momentum: float = 0.99
+    dtype: Any = jnp.float32
+    implementation: str = 'auto'
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        common: dict[str, Any] = {
+            'bn_momentum': self.bn_momentum,
+            'bn_epsilon': BN_EPSILON,
+            'dtype': self.dtype,
+            'implementation': self.implementation,
+        }
+        y = ConvBN(
+            self.features, stride=self.stride, activation=nn.relu, name='reduce', **common
+        )(x, train)
+        y = ConvBN(self.features, kernel_size=3, activation=nn.relu, name='spatial', **common)(
+            y, train
+        )
+        y = ConvBN(4 * self.features, name='expand', **common)(y, train)
+        if x.shape != y.shape:
+            x = ConvBN(4 * self.features, stride=self.stride, name='shortcut', **common)(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet50(nn.Module):
+    """The encoder: [b h w 3] images minus MEAN to [b h/16 w/16 1024] features.
+
+    Attributes:
+        bn_momentum: momentum of the running statistics.
+        dtype: of the computation; parameters are float32.
+        implementation: see handpose_jax.models.layers.
+    """
+
+    bn_momentum: float = 0.99
+    dtype: Any = jnp.float32
+    implementation: str = 'auto'
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = Stem(bn_momentum=self.bn_momentum, dtype=self.dtype, name='stem')(x, train)
+        for stage, (features, blocks, stride) in STAGES.items():
+            for number in range(1, blocks + 1):
+                x = Bottleneck(
+                    features,
+                    stride=stride if number == 1 else 1,
+                    bn_momentum=self.bn_momentum,
+                    dtype=self.dtype,
+                    implementation=self.implementation,
+                    name=f'{stage}_{number}',
+                )(x, train)
+        return x

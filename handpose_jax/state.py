@@ -1,0 +1,72 @@
+"""What a training step reads and writes, and how it begins."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from handpose_jax.models import pretrained
+
+
+class TrainState(NamedTuple):
+    """Everything that changes from step to step; arrays only.
+
+    Attributes:
+        step: int32[], finished steps.
+        params: the network's parameters.
+        batch_stats: running statistics of batch normalisation.
+        opt_state: the optimizer's own.
+        ema: moving average of params, what evaluation uses; None without averaging.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    ema: Any
+
+    def variables(self) -> dict[str, Any]:
+        """What inference needs: averaged parameters where there are any, and statistics."""
+        params = self.params if self.ema is None else self.ema
+        return {'params': params, 'batch_stats': self.batch_stats}
+
+
+def init_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    size: int,
+    seed: int,
+    use_ema: bool,
+    init_from: str = '',
+    model_name: str = '',
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        model: from handpose_jax.models.build.
+        tx: the optimizer.
+        size: side of the input, pixels.
+        seed: of the random parameters.
+        use_ema: keep a moving average of the parameters.
+        init_from: file with ImageNet weights for the encoder, see models/pretrained.py; '' for none.
+        model_name: the encoder's name, needed with init_from.
+
+    Raises:
+        ValueError: if the weights do not fit the network.
+    """
+    images = jnp.zeros((1, size, size, 3), jnp.uint8)
+    variables = jax.jit(lambda key: model.init(key, images))(jax.random.key(seed))
+    if init_from:
+        variables = pretrained.init_from(variables, init_from, model_name=model_name)
+    params = jax.tree.map(jnp.asarray, variables['params'])
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=jax.tree.map(jnp.asarray, variables['batch_stats']),
+        opt_state=tx.init(params),
+        # A copy of its own: the step donates its input, and one buffer cannot be given twice.
+        ema=jax.tree.map(jnp.copy, params) if use_ema else None,
+    )

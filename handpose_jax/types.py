@@ -1,0 +1,50 @@
+"""What flows through the package: Sample, Batch, Prediction; and the glossary of dimension names.
+
+Dimension names in jaxtyping annotations mean the same everywhere:
+
+    b       examples in a batch
+    h, w    height and width of an image or map, in its own pixels
+    c       channels
+    21      keypoints, in the order of handpose_jax.hand
+    22      heatmaps: the 21 keypoints, then the background
+    2       (x, y); 2 3 is an affine map [A | t], applied as A @ (x, y) + t
+
+Frames are named by a suffix: `_image` (pixels of the whole photograph), `_crop` (pixels of the
+network's input) and `_heatmap` (pixels of its output). geometry.py states where a pixel's centre is.
+"""
+
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+
+class Sample(TypedDict):
+    """One hand in one image, as a source yields it (NumPy)."""
+
+    image: UInt8[np.ndarray, 'h w 3']  # RGB, upright
+    keypoints: Float[np.ndarray, '21 2']  # (x, y), image pixels; any finite value where not visible
+    visible: Bool[np.ndarray, '21']  # annotated and to be counted
+    box: Float[np.ndarray, '4']  # x0, y0, x1, y1 of the crop before augmentation, image pixels
+    is_left: bool
+    norm_size: float  # the protocol's normaliser, image pixels
+    image_id: str  # names the record in messages and reports
+
+
+class Batch(TypedDict):
+    """What one training or evaluation step receives (NumPy on the host, jax.Array in the step)."""
+
+    image: UInt8[np.ndarray, 'b h w 3']  # RGB crop, right hands only (left ones are mirrored)
+    keypoints: Float[np.ndarray, 'b 21 2']  # crop pixels
+    visible: Bool[np.ndarray, 'b 21']
+    norm_size: Float[np.ndarray, 'b']  # image pixels
+    image_from_crop: Float[np.ndarray, 'b 2 3']  # undoes crop, augmentation and mirroring
+    valid: Bool[np.ndarray, 'b']  # False for the padding of the last evaluation batch
+    index: Any  # int32[b]: the record's position in its source, to find its name again
+
+
+class Prediction(NamedTuple):
+    """Keypoints with their confidence; arrays of NumPy or JAX alike."""
+
+    keypoints: Any  # f32[.. 21 2], (x, y); the frame is the producer's and said there
+    confidence: Any  # f32[.. 21], the raw peak value clipped to 0..1 (not a probability)

@@ -1,0 +1,263 @@
+"""The folder source: what it reads, and what it says about annotations that are wrong."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from handpose_jax.data import sources
+
+KEYPOINTS = [[10 + 2 * k, 5 + k] for k in range(21)]  # tight box 10, 5, 50, 25
+
+
+def record(**fields):
+    return {'file': 'a.png', 'keypoints': KEYPOINTS} | fields
+
+
+def folder(root, records, names=('a.png', 'b.png', 'c.png')):
+    """Writes 80 x 60 images and the annotations; returns the folder."""
+    for shade, name in enumerate(names):
+        Image.new('RGB', (80, 60), (shade, 0, 0)).save(root / name)
+    (root / 'annotations.json').write_text(json.dumps(records))
+    return root
+
+
+def test_a_record_with_required_fields_only(tmp_path):
+    source = sources.FolderSource(folder(tmp_path, [record()]))
+    sample = source[0]
+    assert len(source) == 1
+    assert sample['image'].shape == (60, 80, 3)
+    np.testing.assert_array_equal(sample['keypoints'], np.array(KEYPOINTS, np.float32))
+    assert sample['keypoints'].dtype == np.float32
+    assert sample['visible'].tolist() == [True] * 21
+    # 2.2 x 40 around (30, 15)
+    np.testing.assert_allclose(sample['box'], [-14, -29, 74, 59])
+    assert sample['box'].dtype == np.float32
+    assert sample['norm_size'] == 40
+    assert sample['is_left'] is False
+    assert sample['image_id'] == source.image_id(0) == 'a.png'
+    assert source.groups == ('',)
+
+
+def test_every_optional_field(tmp_path):
+    visible = [k != 20 for k in range(21)]
+    full = record(
+        visible=visible,
+        handedness='left',
+        split='val',
+        source='studio',
+        width=80,
+        height=60,
+        box=[0, 10, 20, 40],
+        id='hand 1',
+        keypoint_std=[1.0] * 21,
+    )
+    source = sources.FolderSource(folder(tmp_path, [full]), split='val', crop_scale=2.0)
+    sample = source[0]
+    assert sample['visible'].tolist() == visible
+    assert sample['is_left'] is True
+    assert sample['norm_size'] == 30
+    np.testing.assert_allclose(sample['box'], [-20, -5, 40, 55])
+    assert sample['image_id'] == 'hand 1'
+    assert source.groups == ('studio',)
+
+
+def test_the_box_encloses_visible_keypoints_only(tmp_path):
+    points = [*KEYPOINTS[:20], [4000, -4000]]
+    source = sources.FolderSource(
+        folder(tmp_path, [record(keypoints=points, visible=[1] * 20 + [0])]), crop_scale=1.0
+    )
+    np.testing.assert_allclose(source[0]['box'], [10, -4.5, 48, 33.5])
+    assert source[0]['norm_size'] == 38
+
+
+def test_null_counts_as_absent(tmp_path):
+    source = sources.FolderSource(folder(tmp_path, [record(box=None, visible=None, id=None)]))
+    assert source[0]['norm_size'] == 40
+
+
+def test_samples_do_not_share_memory_with_the_source(tmp_path):
+    source = sources.FolderSource(folder(tmp_path, [record()]))
+    source[0]['keypoints'][:] = 0
+    source[0]['visible'][:] = False
+    assert source[0]['keypoints'].min() == 5
+    assert source[0]['visible'].all()
+
+
+def test_iterating_ends(tmp_path):
+    source = sources.FolderSource(folder(tmp_path, [record(), record(file='b.png')]))
+    assert [sample['image'][0, 0, 0] for sample in source] == [0, 1]
+
+
+def test_several_hands_in_one_file_have_names_of_their_own(tmp_path):
+    records = [record(), record(file='b.png'), record()]
+    source = sources.FolderSource(folder(tmp_path, records))
+    assert [source.image_id(i) for i in range(3)] == ['a.png#0', 'b.png', 'a.png#2']
+
+
+def test_split_and_where(tmp_path):
+    records = [
+        record(split='train', licence='MIT'),
+        record(file='b.png', split='val', licence='MIT'),
+        record(file='c.png', split='train', licence='unknown', source='web'),
+    ]
+    root = folder(tmp_path, records)
+    assert len(sources.FolderSource(root)) == 3
+    train = sources.FolderSource(root, split='train')
+    assert [train.image_id(i) for i in range(2)] == ['a.png', 'c.png']
+    free = sources.FolderSource(root, split='train', where={'licence': 'MIT'})
+    assert [free.image_id(i) for i in range(len(free))] == ['a.png']
+    with pytest.raises(ValueError, match=r"split 'test'; the splits are 'train' \(2.*'val' \(1"):
+        sources.FolderSource(root, split='test')
+    with pytest.raises(ValueError, match=r"licence = 'GPL'.*'MIT' \(1 .*'unknown' \(1 "):
+        sources.FolderSource(root, split='train', where={'licence': 'GPL'})
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'keypoints': KEYPOINTS[:20]}, r"'keypoints': expected 21 pairs \[x, y\], got 20"),
+        (
+            {'keypoints': [*KEYPOINTS[:20], [1.0, float('nan')]]},
+            r"'keypoints': coordinate 1 of keypoint 20.*got nan",
+        ),
+        (
+            {'keypoints': [*KEYPOINTS[:20], [float('inf'), 1]]},
+            r"'keypoints': coordinate 0 of keypoint 20.*got inf",
+        ),
+        (
+            {'keypoints': [*KEYPOINTS[:20], [1, 2, 1]]},
+            r"'keypoints': expected a pair .* keypoint 20, got \[1, 2, 1\]",
+        ),
+        ({'keypoints': [*KEYPOINTS[:20], ['1', 2]]}, r"'keypoints': .*keypoint 20 .*got '1'"),
+        (
+            {'keypoints': [*KEYPOINTS[:20], [10**400, 2]]},
+            r"'keypoints': coordinate 0 of keypoint 20.*finite",
+        ),
+        ({'keypoints': 'none'}, r"'keypoints': expected 21 pairs \[x, y\], got 'none'"),
+        ({'keypoints': None}, r"'keypoints': required, but missing"),
+        ({'keypoints': [[7, 7]] * 21}, r"'keypoints': .*more than one place.*\[7.0, 7.0\]"),
+        ({'visible': [True] * 20}, r"'visible': expected 21 booleans, got 20"),
+        ({'visible': [True] * 20 + [2]}, r"'visible': .* keypoint 20, got 2"),
+        ({'visible': [False] * 21}, r"'visible': expected at least one"),
+        ({'handedness': 'Right'}, r"'handedness': expected 'left' or 'right', got 'Right'"),
+        ({'box': [0, 0, 10]}, r"'box': expected \[x0, y0, x1, y1\], got \[0, 0, 10\]"),
+        ({'box': [5, 0, 5, 10]}, r"'box': expected x0 < x1 and y0 < y1"),
+        ({'box': [0, 0, float('nan'), 1]}, r"'box': number 2 .*got nan"),
+        ({'width': 80.5}, r"'width': expected a positive whole number of pixels, got 80.5"),
+        ({'height': 0}, r"'height': .*got 0"),
+        ({'split': 3}, r"'split': expected text, got 3"),
+        ({'id': 7}, r"'id': expected text, got 7"),
+        ({'file': 'none.png'}, r"'file': no such file: .*none\.png"),
+        ({'file': ''}, r"'file': .*inside"),
+        ({'file': '../a.png'}, r"'file': .*inside it, got '../a.png'"),
+        ({'file': '/etc/hostname'}, r"'file': .*inside"),
+        ({'file': 'C:\\a.png'}, r"'file': .*inside"),
+        ({'file': 'a.png\0'}, r"'file': .*inside"),
+        ({'file': ['a.png']}, r"'file': expected text"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path, fields, message):
+    root = folder(tmp_path, [record(), record(id='other') | fields])
+    with pytest.raises(
+        ValueError, match=rf'(?s)annotations\.json: 1 problem.*record 1, field {message}'
+    ):
+        sources.FolderSource(root)
+
+
+def test_a_record_that_is_no_object(tmp_path):
+    with pytest.raises(ValueError, match='record 1, expected an object, got 3'):
+        sources.FolderSource(folder(tmp_path, [record(), 3]))
+
+
+def test_an_id_that_is_used_twice(tmp_path):
+    records = [record(id='x'), record(file='b.png', id='x')]
+    with pytest.raises(ValueError, match=r"record 1, field 'id': .*'x' of record 0"):
+        sources.FolderSource(folder(tmp_path, records))
+
+
+def test_all_problems_are_collected(tmp_path):
+    """Also those of other splits and several of one record; twenty are listed."""
+    records = [record(file=f'{k}.png', split='val', handedness='?', width=-1) for k in range(15)]
+    with pytest.raises(ValueError, match='30 problem') as caught:
+        sources.FolderSource(folder(tmp_path, [record(split='train'), *records]), split='train')
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1 + 20 + 1
+    assert "record 1, field 'handedness'" in lines[1]
+    assert "record 1, field 'width'" in lines[2]
+    assert lines[-1].endswith('10 more')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'expected JSON'),
+        ('[{"file": ', 'expected JSON'),
+        ('{"images": []}', 'expected a list of records, got a dict'),
+        ('[]', 'empty'),
+        ('[' * 100_000, 'expected JSON'),
+    ],
+)
+def test_a_file_that_is_no_list_of_records(tmp_path, text, message):
+    (tmp_path / 'hands.json').write_text(text)
+    with pytest.raises(ValueError, match=rf'hands\.json: .*{message}'):
+        sources.FolderSource(tmp_path, annotations='hands.json')
+
+
+def test_annotations_that_cannot_be_read(tmp_path):
+    with pytest.raises(ValueError, match=r'annotations\.json: no such annotation file'):
+        sources.FolderSource(tmp_path)
+    (tmp_path / 'annotations.json').write_bytes(b'[\xff\xfe]')
+    with pytest.raises(ValueError, match=r'annotations\.json: expected JSON in UTF-8'):
+        sources.FolderSource(tmp_path)
+    with pytest.raises(ValueError, match='cannot be read'):
+        sources.FolderSource(tmp_path, annotations='.')
+
+
+def test_a_damaged_image_is_named_when_it_is_read(tmp_path):
+    root = folder(tmp_path, [record(), record(file='b.png', id='hand 7')])
+    (root / 'b.png').write_bytes((root / 'b.png').read_bytes()[:60])
+    source = sources.FolderSource(root)
+    source[0]
+    with pytest.raises(ValueError, match=r'record 1 \(hand 7\): .*b\.png: .*truncated'):
+        source[1]
+
+
+@pytest.mark.parametrize(('field', 'actual'), [('width', 80), ('height', 60)])
+def test_an_image_of_another_size_than_annotated(tmp_path, field, actual):
+    source = sources.FolderSource(folder(tmp_path, [record(**{field: 99})]))
+    with pytest.raises(ValueError, match=rf'(?s)record 0 .*{field}.*expected {actual}.*got 99'):
+        source[0]
+
+
+@pytest.mark.parametrize('scale', [0.0, -1.0, float('nan')])
+def test_crop_scale_out_of_range(tmp_path, scale):
+    with pytest.raises(ValueError, match='crop_scale'):
+        sources.FolderSource(folder(tmp_path, [record()]), crop_scale=scale)
+
+
+def test_load_source(tmp_path):
+    root = folder(tmp_path, [record()])
+    assert len(sources.load_source('folder', root=root)) == 1
+    with pytest.raises(ValueError, match=r"'fodler'; known are .*folder"):
+        sources.load_source('fodler', root=root)
+
+
+@pytest.mark.skipif('HANDPOSE_ASSETS' not in os.environ, reason='needs HANDPOSE_ASSETS')
+def test_the_real_hands():
+    root = Path(os.environ['HANDPOSE_ASSETS']) / 'real_hands'
+    sizes = {
+        split: len(sources.FolderSource(root, split=split)) for split in ('train', 'val', 'test')
+    }
+    assert sizes == {'train': 2851, 'val': 394, 'test': 154}
+    source = sources.FolderSource(root)
+    assert len(set(source.groups)) == 11
+    for index in range(0, len(source), 300):
+        sample = source[index]
+        height, width = sample['image'].shape[:2]
+        centre = sample['keypoints'].mean(axis=0)
+        assert 0 < centre[0] < width
+        assert 0 < centre[1] < height
