@@ -2,9 +2,10 @@
 
     HANDPOSE_ASSETS=DIR python benchmarks/imagenet_accuracy.py
 
-reads DIR/imagenet/mobilenet_v2_1.0_224.npz and DIR/imagenet/photos/0000.jpg .. 0999.jpg, whose numbers are
-the classes. The encoder runs at its published stride of 32, followed by the last convolution and the
-classifier of the .npz, which our network does not have. Exits with 1 if the figures are not the expected.
+reads DIR/imagenet/mobilenet_v2_1.0_224.npz and DIR/imagenet/photos/0000.jpg .. 0999.jpg, whose
+numbers are the classes. The encoder runs at its published stride of 32, followed by the last
+convolution and the classifier of the .npz, which our network does not have. Exits with 1 if the
+figures are not the expected.
 """
 
 import argparse

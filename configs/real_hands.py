@@ -20,7 +20,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.seed = 0
     config.size = 112  # side of the input, pixels
     config.batch_size = 32
-    config.num_steps = 2000
+    config.num_steps = 1600
     config.sigma = 7.0  # of the target peaks, pixels of a 224 crop
     config.loss = 'squared_error'
     config.ema = 0.998  # weight of the old average of the parameters; 0: none
@@ -76,7 +76,25 @@ def get_config(variant: str = '') -> ConfigDict:
     config.eval_every = 200
     config.checkpoint_every = 200
 
-    if variant not in ('', 'smoke'):
+    if variant == 'smoke':
+        _smoke(config)
+    elif variant:
         raise ValueError(f"variant: expected '' or 'smoke', got {variant!r}")
     config.lock()
     return config
+
+
+def _smoke(config: ConfigDict) -> None:
+    """A few steps of the same recipe on drawn hands, smaller in every dimension."""
+    config.size = 64
+    config.batch_size = 4
+    config.eval_batch_size = 4
+    config.num_steps = 4
+    config.log_every = 1
+    config.eval_every = 2
+    config.checkpoint_every = 2
+    config.optimizer.warmup_steps = 1
+    config.model.width = 0.35
+    names = 'reduce separable residual squeeze bottleneck expand upsample refine'
+    config.model.decoder_widths = ConfigDict(dict.fromkeys(names.split(), 16))
+    config.data = ConfigDict({'name': 'sketch', 'count': 10, 'crop_scale': 2.2})

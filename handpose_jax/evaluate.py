@@ -1,7 +1,6 @@
 """Evaluation: predictions over a whole split, metrics under a protocol, and pictures of them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,35 +11,16 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from handpose_jax import checkpoints, geometry, heatmaps, models, protocols, visualize
+from handpose_jax import geometry, models, protocols, runtimes, visualize
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import crop_example
 from handpose_jax.metrics import KeypointErrors
-from handpose_jax.types import Prediction
 
 METRICS_FILE = 'metrics.json'
 PREDICTIONS_FILE = 'predictions.json'
 SHEET_FILE = 'predictions.png'
 
 _SHEET_COLUMNS = 8
-
-
-def make_predict_step(
-    model: nn.Module, decode: dict[str, Any]
-) -> Callable[[Any, jax.Array], Prediction]:
-    """Makes the jitted function from variables and crops u8[b h w 3] to keypoints in crop pixels.
-
-    Args:
-        model: from handpose_jax.models.build.
-        decode: keyword arguments of heatmaps.decode.
-    """
-
-    @jax.jit
-    def predict_step(variables: Any, images: jax.Array) -> Prediction:
-        maps = model.apply(variables, images, train=False)
-        return heatmaps.decode(maps, stride=models.STRIDE, **decode)
-
-    return predict_step
 
 
 class Result(NamedTuple):
@@ -59,7 +39,7 @@ class Evaluation:
 
         Args:
             config: as configs/*.py make it.
-            model: from handpose_jax.models.build(**config.model).
+            model: from handpose_jax.models.build(**config.model.to_dict()).
 
         Raises:
             ValueError: for bad data, or an unknown protocol.
@@ -67,14 +47,14 @@ class Evaluation:
         self._protocol = protocols.get_protocol(config.protocol)
         self._split = config.eval_split
         self._size = config.size
-        self._source = sources.load_source(split=config.eval_split, **config.data)
+        self._source = sources.load_source(split=config.eval_split, **config.data.to_dict())
         self._batches = pipeline.eval_batches(
             self._source,
             size=config.size,
             batch_size=config.eval_batch_size,
             num_threads=config.pipeline.num_threads,
         )
-        self._predict = make_predict_step(model, config.decode.to_dict())
+        self._predict = runtimes.make_predict_step(model, config.decode.to_dict())
 
     def run(self, variables: Any) -> Result:
         """Predicts every record once.
@@ -170,19 +150,12 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     Returns:
         The summary, see metrics.KeypointErrors.summary.
     """
-    model = models.build(**config.model)
+    model = models.build(**config.model.to_dict())
     evaluation = Evaluation(config, model)
-    step, variables = load_variables(workdir, config, model)
+    step, variables = runtimes.load_variables(workdir, config, model)
     result = evaluation.run(variables)
     evaluation.write(workdir, step, result)
     return result.summary
-
-
-def load_variables(workdir: str, config: ConfigDict, model: nn.Module) -> tuple[int, Any]:
-    """Reads a workdir's newest checkpoint for inference: step, {'params', 'batch_stats'}."""
-    images = jnp.zeros((1, config.size, config.size, 3), jnp.uint8)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
-    return checkpoints.load_variables(workdir, shapes)
 
 
 def scalars(summary: dict[str, Any]) -> dict[str, Any]:

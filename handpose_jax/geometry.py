@@ -62,9 +62,7 @@ def square_box(box: Box, scale: float = 1.0) -> Box:
     return np.concatenate([centre - half, centre + half])
 
 
-def crop_from_image(
-    box: Box, size: int, *, rotation: float = 0.0, mirror: bool = False
-) -> Affine:
+def crop_from_image(box: Box, size: int, *, rotation: float = 0.0, mirror: bool = False) -> Affine:
     """The map that cuts a square box out of an image and resizes it to size x size pixels.
 
     The crop shows the box's content rotated by `rotation` about the box's centre. What is cut may lie

@@ -5,9 +5,9 @@ where there is one. Points are (x, y) under geometry.py's pixel-centre rule, so
 
     x_heatmap = (x_crop + 0.5) / stride - 0.5
 
-Two numbers per keypoint must not be mixed up. `confidence` is the map's raw value at the peak, clipped
-to 0..1; `probability` is the share of the spatial softmax there, which depends on the map's scale and
-size and is small (about 1/(h w)) even for a perfect map.
+Two numbers per keypoint must not be mixed up. `confidence` is the map's raw value at the peak,
+clipped to 0..1; `probability` is the share of the spatial softmax there, which depends on the map's
+scale and size and is small (about 1/(h w)) even for a perfect map.
 """
 
 from typing import Literal
@@ -41,9 +41,7 @@ def heatmap_from_crop(points: Float[Array, '*n 2'], stride: int) -> Float[Array,
     return (points + 0.5) / stride - 0.5
 
 
-def inside_crop(
-    keypoints: Float[Array, '*n 2'], height: int, width: int
-) -> Bool[Array, '*n']:
+def inside_crop(keypoints: Float[Array, '*n 2'], height: int, width: int) -> Bool[Array, '*n']:
     """Whether points (crop pixels) lie on the crop's pixels."""
     x, y = keypoints[..., 0], keypoints[..., 1]
     return (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
@@ -61,8 +59,9 @@ def render(
     """Target maps and the weight of each map in the loss.
 
     Map k is exp(-|p - x_k|^2 / (2 sigma^2)); the background is 1 - max_k of the annotated ones.
-    A keypoint that is not annotated, or lies outside the crop, has weight 0. The background has weight
-    0 where some keypoint is not annotated, because its place, a hole in the background, is not known.
+    A keypoint that is not annotated, or lies outside the crop, has weight 0. The background has
+    weight 0 where some keypoint is not annotated, because its place, a hole in the background, is
+    not known.
 
     Args:
         keypoints: (x, y), crop pixels; anything finite where not visible.
@@ -102,8 +101,9 @@ def find_peaks(
 ) -> tuple[Int[Array, 'b k count 2'], Float[Array, 'b k count']]:
     """The highest local maxima of each map, the highest first.
 
-    A local maximum is a pixel not lower than its eight neighbours. A map with fewer than `count` of
-    them fills the rest with value -inf.
+    A local maximum is a pixel not lower than its eight neighbours and higher than one of them: the
+    inside of a plateau is none. A map with fewer than `count` of them fills the rest with value
+    -inf.
 
     Args:
         heatmaps: any scale.
@@ -112,10 +112,11 @@ def find_peaks(
     Returns:
         (x, y) in map pixels, and the maps' values there.
     """
-    neighbourhood = jax.lax.reduce_window(
-        heatmaps, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME'
-    )
-    peaks = jnp.where(heatmaps >= neighbourhood, heatmaps, -jnp.inf)
+    window, strides = (1, 3, 3, 1), (1, 1, 1, 1)
+    highest = jax.lax.reduce_window(heatmaps, -jnp.inf, jax.lax.max, window, strides, 'SAME')
+    lowest = jax.lax.reduce_window(heatmaps, jnp.inf, jax.lax.min, window, strides, 'SAME')
+    is_peak = (heatmaps >= highest) & (heatmaps > lowest)
+    peaks = jnp.where(is_peak, heatmaps, -jnp.inf)
     b, h, w, k = heatmaps.shape
     values, flat = jax.lax.top_k(jnp.moveaxis(peaks.reshape(b, h * w, k), 1, 2), count)
     return jnp.stack([flat % w, flat // w], axis=-1), values
@@ -142,7 +143,7 @@ def refine_peaks(
 ) -> Float[Array, 'b k 2']:
     """Sub-pixel peaks: a parabola through the logarithms of the peak and its two neighbours.
 
-    Exact for a Gaussian. Next to the border, and where the three values are no peak, the pixel stays.
+    Exact for a Gaussian. On the border, and where the three values are no peak, the pixel stays.
 
     Args:
         heatmaps: raw maps; values below a small floor count as the floor.
@@ -183,7 +184,7 @@ def choose_by_neighbours(
 
     "Nearest" is read as the smallest mean distance to all keypoints at or above the threshold
     (confidence C: the paper does not say which distance). A hand without any certain keypoint keeps
-    its highest peaks.
+    its highest pixels, and so does a map without any peak.
 
     Args:
         pixels: the highest pixel of each map.
@@ -207,10 +208,13 @@ def choose_by_neighbours(
     mean_distance = (distances * certain[:, None, None, :]).sum(axis=-1) / jnp.maximum(number, 1)[
         :, None, None
     ]
-    mean_distance = jnp.where(jnp.isfinite(candidate_values), mean_distance, jnp.inf)
+    is_peak = jnp.isfinite(candidate_values)
+    mean_distance = jnp.where(is_peak, mean_distance, jnp.inf)
     best = jnp.argmin(mean_distance, axis=-1)
     nearest = jnp.take_along_axis(candidates, best[:, :, None, None], axis=2)[:, :, 0]
-    replace = ~certain & (number > 0)[:, None]
+    # Not `~certain`: a map with NaN keeps its NaN, so that its confidence says so.
+    uncertain = confidence < threshold
+    replace = uncertain & (number > 0)[:, None] & is_peak.any(axis=-1)
     return jnp.where(replace[..., None], nearest, pixels)
 
 
@@ -222,8 +226,9 @@ def weighted_average(
     Args:
         heatmaps: raw maps.
         half_pixel_bias: return what the tutorial's code returns when its fractions of the side are
-            multiplied by the side: half a crop pixel less than the pixel-centre rule would have, which
-            only matters for parity with its published numbers.
+            multiplied by the side: half a map pixel (half a crop pixel at the tutorial's stride 1)
+            less than the pixel-centre rule would have, which only matters for parity with its
+            published numbers.
 
     Returns:
         (x, y) in map pixels; the centre of a map without positive values.
@@ -234,8 +239,9 @@ def weighted_average(
     mass = jnp.maximum(heatmaps, 0)
     total = mass.sum(axis=(1, 2))
     safe = jnp.maximum(total, 1e-12)
-    x = jnp.einsum('bhwk,w->bk', mass, jnp.arange(w, dtype=mass.dtype)) / safe
-    y = jnp.einsum('bhwk,h->bk', mass, jnp.arange(h, dtype=mass.dtype)) / safe
+    columns, rows = jnp.arange(w, dtype=mass.dtype), jnp.arange(h, dtype=mass.dtype)
+    x = jnp.einsum('bhwk,w->bk', mass, columns, precision=jax.lax.Precision.HIGHEST) / safe
+    y = jnp.einsum('bhwk,h->bk', mass, rows, precision=jax.lax.Precision.HIGHEST) / safe
     centre = jnp.array([(w - 1) / 2, (h - 1) / 2])
     points = jnp.where((total > 1e-12)[..., None], jnp.stack([x, y], axis=-1), centre)
     return points - 0.5 if half_pixel_bias else points
@@ -270,7 +276,9 @@ def decode(
     Source: Gouidis et al. 2019, section 3.3; Chernytska 2021.
     """
     maps = heatmaps[..., :NUM_KEYPOINTS].astype(jnp.float32)
-    pixels = argmax(spatial_softmax(maps))
+    # The spatial softmax has the same highest pixel, but in float32 it may not tell it from others
+    # where a map is nearly flat, and a single NaN fills it.
+    pixels = argmax(maps)
     if method == 'weighted_average':
         confidence = take_pixels(maps, pixels)
         return Prediction(

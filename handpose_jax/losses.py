@@ -18,8 +18,17 @@ def squared_error_loss(
     Returns:
         The mean over the batch of the halved sum.
 
+    Raises:
+        ValueError: if the shapes do not fit; broadcasting would give another loss without a word.
+
     Source: Gouidis et al. 2019 give heatmap regression; sum and factor are those of the authors'
     published figures (paper notes, confidence B).
     """
+    b, _, _, c = heatmaps.shape
+    if targets.shape != heatmaps.shape or weights.shape != (b, c):
+        raise ValueError(
+            'squared_error_loss: targets must have the shape of heatmaps [b h w c], weights [b c]; '
+            f'got heatmaps {heatmaps.shape}, targets {targets.shape}, weights {weights.shape}'
+        )
     errors = (heatmaps - targets) ** 2
-    return 0.5 * (errors.sum(axis=(1, 2)) * weights).sum() / heatmaps.shape[0]
+    return 0.5 * (errors.sum(axis=(1, 2)) * weights).sum() / b

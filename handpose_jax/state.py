@@ -51,7 +51,7 @@ def init_state(
         size: side of the input, pixels.
         seed: of the random parameters.
         use_ema: keep a moving average of the parameters.
-        init_from: file with ImageNet weights for the encoder, see models/pretrained.py; '' for none.
+        init_from: file of ImageNet weights for the encoder, see models/pretrained.py; '' for none.
         model_name: the encoder's name, needed with init_from.
 
     Raises:

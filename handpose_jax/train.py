@@ -67,9 +67,7 @@ def make_train_step(
             )
             return loss(maps, targets, weights), updated['batch_stats']
 
-        (value, batch_stats), gradients = jax.value_and_grad(batch_loss, has_aux=True)(
-            state.params
-        )
+        (value, batch_stats), gradients = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new = TrainState(
@@ -92,17 +90,14 @@ def _average(old: Any, new: Any, decay: float, step: jax.Array) -> Any:
 
 def data_mesh() -> Mesh:
     """All devices of all processes in one axis, 'data'."""
-    return jax.make_mesh(
-        (jax.device_count(),), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
-    )
+    return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Spreads this process's part of a batch over the devices, along the first axis."""
     sharding = NamedSharding(mesh, PartitionSpec('data'))
     return {
-        key: jax.make_array_from_process_local_data(sharding, value)
-        for key, value in batch.items()
+        key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
     }
 
 
@@ -121,8 +116,8 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
         ValueError: for bad data or settings, or a workdir with another config.
     """
     checkpoints.save_config(workdir, config)
-    model = models.build(**config.model)
-    tx, rate = optimizers.build(num_steps=config.num_steps, **config.optimizer)
+    model = models.build(**config.model.to_dict())
+    tx, rate = optimizers.build(num_steps=config.num_steps, **config.optimizer.to_dict())
     iterator = iter(_train_dataset(config))
     evaluation = evaluate.Evaluation(config, model)
     mesh = data_mesh()
@@ -172,11 +167,11 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
 
 def _train_dataset(config: ConfigDict) -> grain.IterDataset:
     return pipeline.train_dataset(
-        sources.load_source(split=config.train_split, **config.data),
+        sources.load_source(split=config.train_split, **config.data.to_dict()),
         size=config.size,
         batch_size=config.batch_size,
         seed=config.seed,
-        augmentation=Augmentation(**config.augmentation),
+        augmentation=Augmentation(**config.augmentation.to_dict()),
         balance=config.pipeline.balance,
         num_threads=config.pipeline.num_threads,
     )

@@ -111,7 +111,7 @@ def test_examples_are_those_of_their_record():
 @pytest.mark.parametrize('balance', [1.0, 0.5])
 def test_the_stream_does_not_depend_on_threads(balance):
     source = Squares('aaaaaaabbc')
-    streams = [train(source, 12, num_threads=n, balance=balance) for n in (0, 1, 2, 5)]
+    streams = [train(source, 8, num_threads=n, balance=balance) for n in (0, 1, 2)]
     for stream in streams[1:]:
         assert_same(stream, streams[0])
 
@@ -130,16 +130,16 @@ def test_the_seed_decides_order_and_augmentation():
 def test_a_saved_state_continues_the_stream(balance, threads):
     """Also through JSON, into another iterator, with another number of threads."""
     source = Squares('aaaaaaabbc')
-    whole = train(source, 14, balance=balance)
+    whole = train(source, 9, balance=balance)
     kwargs = {'size': 16, 'batch_size': 4, 'seed': 7, 'augmentation': AUGMENTATION}
     first = iter(pipeline.train_dataset(source, **kwargs, balance=balance, num_threads=threads))
-    start = list(itertools.islice(first, 5))
+    start = list(itertools.islice(first, 4))
     state = json.dumps(first.get_state())
     ahead = list(itertools.islice(first, 3))
     second = iter(pipeline.train_dataset(source, **kwargs, balance=balance, num_threads=1))
     next(second)
     second.set_state(json.loads(state))
-    rest = list(itertools.islice(second, 9))
+    rest = list(itertools.islice(second, 5))
     assert_same(start + rest, whole)
     assert_same(ahead, rest[:3])
     first.close()
@@ -147,9 +147,9 @@ def test_a_saved_state_continues_the_stream(balance, threads):
 
 
 def test_each_epoch_shows_every_record_once_in_another_order():
-    drawn = np.array(indices(train(Squares('a' * 20), 20))).reshape(4, 20)
+    drawn = np.array(indices(train(Squares('a' * 20), 15))).reshape(3, 20)
     assert (np.sort(drawn) == np.arange(20)).all()
-    assert len({tuple(epoch) for epoch in drawn.tolist()}) == 4
+    assert len({tuple(epoch) for epoch in drawn.tolist()}) == 3
     assert not (drawn == np.arange(20)).all(axis=1).any()
 
 
@@ -169,15 +169,15 @@ def test_fewer_records_than_a_batch():
 
 @pytest.mark.parametrize('balance', [1.0, 0.5, 0.0])
 def test_balance(balance):
-    groups = 'a' * 64 + 'b' * 16 + 'c' * 4
-    drawn = indices(train(Squares(groups), 252, size=1, augmentation=None, balance=balance))
-    shares = np.array([64, 16, 4.0]) ** balance
+    groups = 'a' * 32 + 'b' * 8 + 'c' * 2
+    drawn = indices(train(Squares(groups), 42, size=1, augmentation=None, balance=balance))
+    shares = np.array([32, 8, 2.0]) ** balance
     counts = Counter(groups[index] for index in drawn)
     actual = np.array([counts[group] for group in 'abc']) / len(drawn)
-    np.testing.assert_allclose(actual, shares / shares.sum(), atol=0.01)
+    np.testing.assert_allclose(actual, shares / shares.sum(), atol=0.015)
     # Within a group all records come equally often, to one.
     uses = Counter(drawn)
-    for members in (range(64), range(64, 80), range(80, 84)):
+    for members in (range(32), range(32, 40), range(40, 42)):
         times = [uses[member] for member in members]
         assert max(times) - min(times) <= 1
 

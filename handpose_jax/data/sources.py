@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 
 from handpose_jax import geometry, hand
 from handpose_jax.data import images
+from handpose_jax.synthetic import sketch
 from handpose_jax.types import Sample
 
 _MAX_LISTED_PROBLEMS = 20
@@ -146,7 +147,59 @@ class FolderSource:
         }
 
 
-SOURCES: dict[str, Callable[..., Source]] = {'folder': FolderSource}
+class SketchSource:
+    """Drawn hands that need no files, for smoke runs and tests; each is drawn when asked for.
+
+    Args:
+        count: how many the split 'train' holds; any other split holds a tenth, at least one.
+        split: other names give other hands.
+        crop_scale: side of the crop over the longest side of the keypoints' box.
+        size: side of the drawn images, pixels.
+
+    Raises:
+        ValueError: for a count below one.
+    """
+
+    def __init__(
+        self, *, count: int, split: str = 'train', crop_scale: float = 2.2, size: int = 128
+    ):
+        if count < 1:
+            raise ValueError(f'data.count must be at least 1, got {count}')
+        self._count = count if split == 'train' else max(1, count // 10)
+        self._split = split
+        self._crop_scale = crop_scale
+        self._size = size
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """One group for all."""
+        return ('sketch',) * self._count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def image_id(self, index: int, /) -> str:
+        """Split and number."""
+        return f'sketch/{self._split}/{index}'
+
+    def __getitem__(self, index: int, /) -> Sample:
+        if not 0 <= index < self._count:
+            raise IndexError(f'record {index} of {self._count}')
+        split_seed = list(self._split.encode())
+        image, keypoints = sketch.draw(np.random.default_rng([index, *split_seed]), self._size)
+        tight = geometry.keypoint_box(keypoints, np.ones(hand.NUM_KEYPOINTS, bool))
+        return {
+            'image': image,
+            'keypoints': keypoints.astype(np.float32),
+            'visible': np.ones(hand.NUM_KEYPOINTS, bool),
+            'box': geometry.square_box(tight, self._crop_scale).astype(np.float32),
+            'is_left': False,
+            'norm_size': geometry.longest_side(tight),
+            'image_id': self.image_id(index),
+        }
+
+
+SOURCES: dict[str, Callable[..., Source]] = {'folder': FolderSource, 'sketch': SketchSource}
 
 
 def load_source(name: str, **kwargs: Any) -> Source:

@@ -131,7 +131,7 @@ class HeatmapNetwork(nn.Module):
         """
         if images.shape[1] % 16 or images.shape[2] % 16:
             raise ValueError(
-                f'the input\'s height and width must be divisible by 16, got {images.shape[1:3]}'
+                f"the input's height and width must be divisible by 16, got {images.shape[1:3]}"
             )
         x = (images.astype(jnp.float32) - jnp.asarray(self.mean)) / jnp.asarray(self.scale)
         features = self.encoder(x.astype(self.dtype), train)

@@ -1,15 +1,15 @@
 """Convolutions that are fast on every platform, and the Conv-BN blocks built from them.
 
 XLA's CPU backend runs grouped convolutions (and their gradients) many times slower than memory and
-arithmetic would allow. Each convolution here therefore has two formulations of the same function: plain
-`lax` convolution for GPU, TPU and export, and one for CPUs made of shifted multiply-adds and matrix
-products. `implementation` picks one:
+arithmetic would allow. Each convolution here therefore has two formulations of the same function:
+plain `lax` convolution for GPU, TPU and export, and one for CPUs made of shifted multiply-adds and
+matrix products. `implementation` picks one:
 
     'auto'   decided by `jax.lax.platform_dependent` when the program is compiled for a platform
     'lax'    always plain lax, which is what exporters must see
     'cpu'    always the CPU formulation
 
-The parameters are the same for all of them. Activations are NHWC, kernels HWIO (depthwise: h w 1 c).
+The parameters are the same for all. Activations are NHWC, kernels HWIO (depthwise: h w 1 c).
 """
 
 import functools
@@ -46,7 +46,7 @@ def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-# --- depthwise convolution ---------------------------------------------------------------------------
+# --- depthwise convolution ------------------------------------------------------------------------
 
 
 def _pad_same(x: Array, kernel: Array, stride: int) -> Array:
@@ -55,10 +55,15 @@ def _pad_same(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _window(x: Array, i: int, j: int, stride: int, height: int, width: int) -> Array:
-    """The pixels of a padded image that tap (i, j) of the kernel meets, one for each output pixel."""
+    """The pixels of a padded image that tap (i, j) of a kernel meets, one for each output pixel."""
     rows = slice(i, i + stride * (height - 1) + 1, stride)
     columns = slice(j, j + stride * (width - 1) + 1, stride)
     return x[..., rows, columns, :]
+
+
+def _accumulator(dtype: Any) -> Any:
+    """Sums are at least float32, as lax convolutions have them."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _depthwise_lax(x: Array, kernel: Array, stride: int) -> Array:
@@ -74,21 +79,23 @@ def _depthwise_lax(x: Array, kernel: Array, stride: int) -> Array:
 
 def _depthwise_shifts(x: Array, kernel: Array, stride: int) -> Array:
     height, width = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
-    padded = _pad_same(x, kernel, stride)
-    out = jnp.zeros((), x.dtype)
+    wide = _accumulator(x.dtype)
+    padded, kernel = _pad_same(x.astype(wide), kernel, stride), kernel.astype(wide)
+    out = jnp.zeros((), wide)
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
             out = out + _window(padded, i, j, stride, height, width) * kernel[i, j, 0]
-    return out
+    return out.astype(x.dtype)
 
 
 def _depthwise_kernel_gradient(x: Array, kernel: Array, stride: int, out_gradient: Array) -> Array:
     """One image at a time: its windows stay in the cache, a whole batch's would not."""
     rows, columns = kernel.shape[:2]
     height, width = out_gradient.shape[1:3]
+    wide = _accumulator(x.dtype)
 
     def add_image(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
-        padded, gradient = image
+        padded, gradient = (array.astype(wide) for array in image)
         taps = [
             jnp.sum(_window(padded, i, j, stride, height, width) * gradient, axis=(0, 1))
             for i in range(rows)
@@ -96,7 +103,7 @@ def _depthwise_kernel_gradient(x: Array, kernel: Array, stride: int, out_gradien
         ]
         return total + jnp.stack(taps), None
 
-    start = jnp.zeros((rows * columns, x.shape[-1]), out_gradient.dtype)
+    start = jnp.zeros((rows * columns, x.shape[-1]), wide)
     total, _ = jax.lax.scan(add_image, start, (_pad_same(x, kernel, stride), out_gradient))
     return total.reshape(kernel.shape).astype(kernel.dtype)
 
@@ -113,7 +120,15 @@ def depthwise_conv(x: Array, kernel: Array, stride: int, implementation: str = '
 
     Returns:
         [b ceil(h/stride) ceil(w/stride) c], in x's dtype.
+
+    Raises:
+        ValueError: for a kernel of other channels, or an unknown implementation.
     """
+    if kernel.shape[2:] != (1, x.shape[-1]):
+        raise ValueError(
+            f'depthwise_conv: the kernel must be [kh kw 1 {x.shape[-1]}] for an input of '
+            f'{x.shape[-1]} channels, got {kernel.shape}'
+        )
     return _select(
         implementation,
         lambda x, k: _depthwise_shifts(x, k, stride),
@@ -146,7 +161,7 @@ def _depthwise_backward(
 depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-# --- dense convolutions ------------------------------------------------------------------------------
+# --- dense convolutions ---------------------------------------------------------------------------
 
 
 def _conv_lax(x: Array, kernel: Array, stride: int) -> Array:
@@ -172,7 +187,7 @@ def conv(x: Array, kernel: Array, stride: int = 1, implementation: str = 'auto')
 
     def cpu(x: Array, kernel: Array) -> Array:
         x = x[:, ::stride, ::stride]
-        # Two-dimensional on purpose: the gradient of the four-dimensional product copies its operands.
+        # Two-dimensional: the gradient of a four-dimensional product would copy its operands.
         return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
     return _select(implementation, cpu, lambda x, k: _conv_lax(x, k, stride), x, kernel)
@@ -185,7 +200,8 @@ def _transposed_lax(x: Array, kernel: Array) -> Array:
 def _transposed_subpixel(x: Array, kernel: Array) -> Array:
     """Each of the four output phases is a 2x2 convolution of the input, hence a matrix product.
 
-    With kernel taps w, in one dimension: y[2m] = w0 x[m-1] + w2 x[m], y[2m+1] = w1 x[m] + w3 x[m+1].
+    With kernel taps w, in one dimension:
+    y[2m] = w0 x[m-1] + w2 x[m], y[2m+1] = w1 x[m] + w3 x[m+1].
     """
     b, h, w, c = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -222,24 +238,23 @@ def transposed_conv(x: Array, kernel: Array, implementation: str = 'auto') -> Ar
     return _select(implementation, _transposed_subpixel, _transposed_lax, x, kernel)
 
 
-# --- batch normalisation ---------------------------------------------------------------------------
+# --- batch normalisation --------------------------------------------------------------------------
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def batch_norm(
-    x: Array, scale: Array, bias: Array, epsilon: float
-) -> tuple[Array, Array, Array]:
+def batch_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
     """Normalises by the batch's own statistics, with a gradient that reads its inputs once.
 
     Args:
-        x: [b h w c], any float dtype; statistics are float32, over the global batch where b is sharded.
+        x: [b h w c], any float dtype; statistics are float32, over the global batch where b is
+            sharded.
         scale: f32[c].
         bias: f32[c].
         epsilon: added to the variance.
 
     Returns:
-        Normalised [b h w c] in x's dtype, mean f32[c] and (biased) variance f32[c]. No gradient flows
-        through the two statistics: they only feed the running averages.
+        Normalised [b h w c] in x's dtype, mean f32[c] and (biased) variance f32[c]. No gradient
+        flows through the two statistics: they only feed the running averages.
     """
     return _batch_norm_forward(x, scale, bias, epsilon)[0]
 
@@ -300,10 +315,11 @@ class BatchNorm(nn.Module):
             return y
         factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
         offset = bias - running_mean.value * factor
-        return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+        # Only the result is rounded to x's dtype: large terms may cancel in the sum.
+        return (x * factor + offset).astype(x.dtype)
 
 
-# --- activations and blocks --------------------------------------------------------------------------
+# --- activations and blocks -----------------------------------------------------------------------
 
 
 def relu6(x: Array) -> Array:
@@ -356,7 +372,11 @@ class ConvBN(nn.Module):
             x = depthwise_conv(x, kernel, self.stride, self.implementation)
         elif self.kind == 'transposed':
             x = transposed_conv(x, kernel, self.implementation)
-        else:
+        elif self.kind == 'conv':
             x = conv(x, kernel, self.stride, self.implementation)
+        else:
+            raise ValueError(
+                f"ConvBN.kind: expected 'conv', 'depthwise' or 'transposed', got {self.kind!r}"
+            )
         x = BatchNorm(self.bn_momentum, self.bn_epsilon, name='bn')(x, train)
         return x if self.activation is None else self.activation(x)

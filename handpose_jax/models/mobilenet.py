@@ -69,9 +69,9 @@ class InvertedResidual(nn.Module):
         }
         y = x
         if self.expansion != 1:
-            y = ConvBN(
-                self.expansion * x.shape[-1], activation=relu6, name='expand', **common
-            )(y, train)
+            y = ConvBN(self.expansion * x.shape[-1], activation=relu6, name='expand', **common)(
+                y, train
+            )
         y = ConvBN(
             kind='depthwise',
             kernel_size=3,

@@ -3,15 +3,15 @@
 Two kinds of source are understood:
 
     npz      MobileNetV2 as TF-slim names it: `<layer>/{kernel,mean,var,scale,bias}`
-    Keras    keras.applications' MobileNetV2 or ResNet50: a live model, or a file `.weights.h5`, `.keras`
-             or `.h5`. Files are read by their layers' names; Keras itself is never imported, and no code
-             of a file is run.
+    Keras    keras.applications' MobileNetV2 or ResNet50: a live model, or a file `.weights.h5`,
+             `.keras` or `.h5`. Files are read by the names of their layers: Keras is not imported,
+             and no code of a file is run.
 
-Weights carry over to an encoder at another output stride unchanged: strides are no parameters, and the
-paper adds no dilation. Keras pads stride-2 convolutions of MobileNetV2 itself (`correct_pad`) instead of
-asking for SAME; for an input of known size that is the same padding, (0, 1) for even and (1, 1) for odd
-sides. Only a Keras model built for any size takes every side for even. The epsilons of batch normalisation
-are the sources': 1e-3 for MobileNetV2, 1.001e-5 for ResNet50.
+Weights carry over to an encoder at another output stride unchanged: strides are no parameters, and
+the paper adds no dilation. Keras pads stride-2 convolutions of MobileNetV2 itself (`correct_pad`)
+instead of asking for SAME; for an input of known size that is the same padding, (0, 1) for even and
+(1, 1) for odd sides. Only a Keras model built for any size takes every side for even. The epsilons
+of batch normalisation are the sources': 1e-3 for MobileNetV2, 1.001e-5 for ResNet50.
 """
 
 import io
@@ -46,10 +46,11 @@ class _Layout(NamedTuple):
     """How a source names and stores what our encoder needs.
 
     Attributes:
-        names: our layer to the names of its arrays: a key of _TARGETS, or 'conv_bias' for a bias of the
-            convolution itself, which is folded into the mean; None for a layer the source cannot have.
-        unused: beginnings of the names of arrays that belong to the classifier or to stages which our
-            encoder does not have.
+        names: our layer to the names of its arrays: a key of _TARGETS, or 'conv_bias' for a bias of
+            the convolution itself, which is folded into the mean; None for a layer the source
+            cannot have.
+        unused: beginnings of the names of arrays that belong to the classifier or to stages which
+            our encoder does not have.
         channel_multiplier_last: depthwise kernels are h w c 1, not h w 1 c.
         bgr: the first convolution takes its channels in the order blue, green, red.
     """
@@ -110,11 +111,13 @@ _LAYOUTS: dict[tuple[str, str], _Layout] = {
         unused=('Conv_1/', 'Conv_1_bn/', 'predictions/', 'Logits/'),
         channel_multiplier_last=True,
     ),
-    ('resnet50', 'Keras'): _Layout(_keras_resnet50, unused=('conv5_', 'predictions/', 'probs/'), bgr=True),
+    ('resnet50', 'Keras'): _Layout(
+        _keras_resnet50, unused=('conv5_', 'predictions/', 'probs/'), bgr=True
+    ),
 }
 
 
-# --- reading -----------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -169,7 +172,10 @@ def read_keras(source: Any) -> dict[str, np.ndarray]:
 
 
 def _layer_name(name: str) -> str:
-    """The ImageNet file of MobileNetV2 bears the names of an early release: Keras matches by order."""
+    """Today's name of a layer of MobileNetV2.
+
+    The published ImageNet file bears the names of an early release: Keras loads it by order.
+    """
     old = re.fullmatch(r'(mobl|bn)(\d+)_conv_\2_(?:bn_)?(expand|depthwise|project)', name)
     if not old:
         return name
@@ -211,7 +217,7 @@ def _hdf5_arrays(root: Any) -> Iterator[tuple[str, np.ndarray]]:
             yield f'{text(group.attrs["name"])}/{name}', variable[()]
 
 
-# --- converting --------------------------------------------------------------------------------------
+# --- converting -----------------------------------------------------------------------------------
 
 
 def init_from(
@@ -220,8 +226,8 @@ def init_from(
     """Replaces the encoder's parameters and statistics by those of a source; the rest stays.
 
     Args:
-        variables: of the whole network, as its `init` returns them: the encoder is the subtree 'encoder' of
-            'params' and of 'batch_stats'. Not changed.
+        variables: of the whole network, as its `init` returns them: the encoder is the subtree
+            'encoder' of 'params' and of 'batch_stats'. Not changed.
         source: path of an `.npz`, or whatever read_keras takes.
         model_name: the network's name in handpose_jax.models.MODELS.
 
@@ -229,8 +235,8 @@ def init_from(
         The variables with the encoder's leaves replaced.
 
     Raises:
-        ValueError: if the source does not fit; one message lists everything that is missing, left over, or
-            of a wrong shape or type, or not finite.
+        ValueError: if the source does not fit; one message lists everything that is missing, left
+            over, or of a wrong shape or type, or not finite.
     """
     for collection in ('params', 'batch_stats'):
         if 'encoder' not in variables.get(collection, {}):
@@ -346,7 +352,5 @@ def _convert(
         for name in arrays
         if name not in used and not name.startswith(layout.unused)
     ]
-    nested = {
-        name: traverse_util.unflatten_dict(tree, sep='/') for name, tree in converted.items()
-    }
+    nested = {name: traverse_util.unflatten_dict(tree, sep='/') for name, tree in converted.items()}
     return nested, problems

@@ -1,10 +1,10 @@
 """ResNet-50 up to conv4_6 as the encoder of the paper's ablation: 1,024 channels at stride 16.
 
-This is the network of keras.applications, so its ImageNet weights fit: the stride of a stage is in its
-first 1x1 convolution, and images are float RGB minus ImageNet's mean colour, not divided.
+This is the network of keras.applications, so its ImageNet weights fit: the stride of a stage is in
+its first 1x1 convolution, and images are float RGB minus ImageNet's mean colour, not divided.
 
-Source: He et al. 2016, "Deep Residual Learning for Image Recognition", table 1; Gouidis et al. 2019,
-section 4 for the use as an encoder.
+Source: He et al. 2016, "Deep Residual Learning for Image Recognition", table 1; Gouidis et al.
+2019, the ablation of the encoder.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from handpose_jax.models.layers import ConvBN
+from handpose_jax.models.layers import BatchNorm, ConvBN
 
 MEAN = (123.68, 116.779, 103.939)
 """RGB, of 0..255 images. Source: the Caffe release of the original weights."""
@@ -29,7 +29,7 @@ STAGES: dict[str, tuple[int, int, int]] = {
     'conv3': (128, 4, 2),
     'conv4': (256, 6, 2),
 }
-"""Channels of the 3x3 convolutions, blocks, stride of the first block; blocks are conv2_1 .. conv4_6."""
+"""Channels of the 3x3 convolutions, blocks, stride of the first block; conv2_1 .. conv4_6."""
 
 
 class Stem(nn.Module):
@@ -56,18 +56,12 @@ class Stem(nn.Module):
             ((3, 3), (3, 3)),
             dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         )
-        x = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=self.bn_momentum,
-            epsilon=BN_EPSILON,
-            dtype=self.dtype,
-            name='bn',
-        )(x)
+        x = BatchNorm(self.bn_momentum, BN_EPSILON, name='bn')(x, train)
         return nn.max_pool(nn.relu(x), (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 to four times the channels, added to a shortcut; a projection where shapes differ."""
+    """1x1, 3x3, 1x1 to four times the channels; the shortcut is projected where shapes differ."""
 
     features: int
     stride: int
@@ -83,9 +77,9 @@ class Bottleneck(nn.Module):
             'dtype': self.dtype,
             'implementation': self.implementation,
         }
-        y = ConvBN(
-            self.features, stride=self.stride, activation=nn.relu, name='reduce', **common
-        )(x, train)
+        y = ConvBN(self.features, stride=self.stride, activation=nn.relu, name='reduce', **common)(
+            x, train
+        )
         y = ConvBN(self.features, kernel_size=3, activation=nn.relu, name='spatial', **common)(
             y, train
         )

@@ -1,0 +1,1 @@
+"""Hands made by the code itself, labelled by construction."""

@@ -1,0 +1,226 @@
+"""The whole path: train, stop, resume, evaluate, predict, from the command line too."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from test_configs import load
+
+from handpose_jax import evaluate, predict, train
+from handpose_jax.data.sources import SketchSource
+
+ROOT = Path(__file__).parent.parent
+SMOKE = ROOT / 'configs' / 'real_hands.py'
+
+
+def smoke_config(**changes):
+    config = load(SMOKE, 'smoke')
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def leaves(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def write_folder(folder: Path, count: int, splits=('train', 'val')) -> None:
+    """Drawn hands as files: what a user's own folder looks like."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for split in splits:
+        source = SketchSource(count=count, split='train')
+        for index in range(count):
+            sample = source[index]
+            name = f'{split}_{index}.png'
+            cv2.imwrite(str(folder / name), sample['image'][..., ::-1])
+            records.append(
+                {'file': name, 'keypoints': sample['keypoints'].tolist(), 'split': split}
+            )
+    (folder / 'annotations.json').write_text(json.dumps(records))
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('trained')
+    train.train(smoke_config(), str(workdir))
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stop_at', [1, 2, 3])
+def test_resumed_training_is_bit_identical(tmp_path, trained, stop_at):
+    whole = train.train(smoke_config(), str(tmp_path / 'whole'))
+    parts = str(tmp_path / 'parts')
+    train.train(smoke_config(), parts, stop_at=stop_at)
+    assert not (tmp_path / 'parts' / 'metrics.json').exists()
+    # Another number of read threads may not change the stream.
+    resumed = train.train(smoke_config(**{'pipeline.num_threads': 1}), parts)
+    for a, b in zip(leaves(whole), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    rows = [json.loads(line) for line in (tmp_path / 'parts' / 'metrics.jsonl').open()]
+    reference = [json.loads(line) for line in (tmp_path / 'whole' / 'metrics.jsonl').open()]
+    assert rows == reference
+
+
+def test_another_config_in_the_same_workdir_is_refused(trained):
+    with pytest.raises(ValueError, match=r'optimizer\.learning_rate'):
+        train.train(smoke_config(**{'optimizer.learning_rate': 0.5}), str(trained))
+
+
+def test_evaluation_needs_only_the_workdir_and_repeats_the_numbers(trained):
+    before = json.loads((trained / 'metrics.json').read_text())
+    (trained / 'metrics.json').unlink()
+    result = subprocess.run(
+        [sys.executable, '-m', 'handpose_jax.main', '--mode', 'evaluate', '--workdir', trained],
+        capture_output=True,
+        text=True,
+        cwd=trained,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert 'EPE median' in result.stdout
+    assert json.loads((trained / 'metrics.json').read_text()) == before
+
+
+def test_predictions_are_those_of_the_evaluation(trained, tmp_path):
+    """predict.py, given the evaluation's boxes, must find the same points in the photograph."""
+    config = smoke_config()
+    source = SketchSource(count=config.data.count, split='val')
+    sample = source[0]
+    points = sample['keypoints']
+    box = np.concatenate([points.min(axis=0), points.max(axis=0)]).astype(np.float64)
+    found = predict.Predictor(str(trained))(sample['image'], box=box)
+    rows = json.loads((trained / 'predictions.json').read_text())
+    assert rows[0]['id'] == source.image_id(0)
+    np.testing.assert_allclose(found.keypoints, rows[0]['keypoints'], atol=0.02)
+    np.testing.assert_allclose(found.confidence, rows[0]['confidence'], atol=1e-3)
+
+
+def test_left_hand_is_the_mirrored_right_hand(trained):
+    predictor = predict.Predictor(str(trained))
+    image = SketchSource(count=1)[0]['image']
+    right = predictor(image)
+    left = predictor(np.ascontiguousarray(image[:, ::-1]), is_left=True)
+    width = image.shape[1]
+    np.testing.assert_allclose(left.keypoints[:, 0], width - 1 - right.keypoints[:, 0], atol=0.01)
+    np.testing.assert_allclose(left.keypoints[:, 1], right.keypoints[:, 1], atol=0.01)
+
+
+def test_predict_command_writes_overlay_and_json(trained, tmp_path, capsys):
+    photo = tmp_path / 'my photo.jpg'
+    cv2.imwrite(str(photo), np.full((90, 160, 3), 128, np.uint8))
+    out = tmp_path / 'out'
+    predict.main(
+        ['--workdir', str(trained), str(photo), '--out', str(out), '--box', '10,20,100,80']
+    )
+    assert capsys.readouterr().out.strip() == str(out / 'my photo.png')
+    record = json.loads((out / 'my photo.json').read_text())
+    assert len(record['keypoints']) == 21
+    assert {'name', 'x', 'y', 'confidence'} == set(record['keypoints'][0])
+    overlay = cv2.imread(str(out / 'my photo.png'))
+    assert overlay.shape[1] / overlay.shape[0] == pytest.approx(160 / 90, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['missing.jpg'], 'missing.jpg'),
+        (['text.jpg'], 'text.jpg'),
+        (['good.png', '--box', '5,5,5,9'], 'x0 < x1'),
+        (['good.png', '--box', '500,500,600,600'], 'beside the image'),
+        (['good.png', 'sub/good.png'], 'several photographs are named good'),
+    ],
+)
+def test_predict_names_what_is_wrong_and_writes_nothing(
+    trained, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'text.jpg').write_text('not an image')
+    (tmp_path / 'sub').mkdir()
+    for name in ('good.png', 'sub/good.png'):
+        cv2.imwrite(name, np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(SystemExit, match=message):
+        predict.main([*arguments, '--workdir', str(trained), '--out', 'out'])
+    assert not list(tmp_path.glob('out/*'))
+
+
+def test_predict_refuses_a_folder_without_a_run(tmp_path):
+    photo = tmp_path / 'a.png'
+    cv2.imwrite(str(photo), np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(SystemExit, match='nothing was trained here'):
+        predict.main([str(photo), '--workdir', str(tmp_path), '--out', str(tmp_path / 'out')])
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--config.batch_sise=3'], 'batch_size'),
+        (['--config.batch_size=many'], 'batch_size'),
+        (['--config.data.name=folder', '--config.data.root=missing'], 'annotations.json'),
+    ],
+)
+def test_command_line_names_bad_settings(tmp_path, flags, message):
+    result = subprocess.run(
+        [
+            *(sys.executable, '-m', 'handpose_jax.main', '--config', f'{SMOKE}:smoke'),
+            *('--workdir', tmp_path / 'w', *flags),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert message in result.stderr
+
+
+@pytest.mark.slow
+def test_overfits_eight_photographs(tmp_path):
+    """Network, targets, loss, optimizer and decoding together can learn: 8 images to under 2 px."""
+    folder = tmp_path / 'hands'
+    assets = os.environ.get('HANDPOSE_ASSETS')
+    if assets:
+        _copy_eight_photographs(Path(assets) / 'real_hands', folder)
+    else:
+        write_folder(folder, 8)
+    config = load(SMOKE)
+    config.update_from_flattened_dict(
+        {
+            'size': 96,
+            'batch_size': 8,
+            'eval_batch_size': 8,
+            'num_steps': 250,
+            'eval_every': 1000,
+            'checkpoint_every': 1000,
+            'ema': 0.9,
+            'data.root': str(folder),
+            'optimizer.learning_rate': 3e-3,
+            'optimizer.warmup_steps': 20,
+            'model.width': 0.35,
+            'model.bn_momentum': 0.9,
+        }
+    )
+    with config.unlocked():
+        config.model.decoder_widths = {'residual': 256, 'reduce': 128, 'separable': 128}
+        config.augmentation = {'rotation': 0.0, 'translation': 0.0, 'scale': (1.0, 1.0)}
+    train.train(config, str(tmp_path / 'w'))
+    summary = evaluate.evaluate(config, str(tmp_path / 'w'))
+    assert summary['hands'] == 8
+    assert summary['epe_mean_224'] < 2.0
+
+
+def _copy_eight_photographs(source: Path, folder: Path) -> None:
+    folder.mkdir()
+    records = json.loads((source / 'annotations.json').read_text())[:: 3399 // 8][:8]
+    for number, record in enumerate(records):
+        name = f'{number}{Path(record["file"]).suffix}'
+        (folder / name).write_bytes((source / record['file']).read_bytes())
+        record.update(file=name)
+    both = [{**record, 'split': split} for record in records for split in ('train', 'val')]
+    (folder / 'annotations.json').write_text(json.dumps(both))
