@@ -13,13 +13,12 @@ import datetime
 import json
 import os
 import pathlib
-import platform
-import re
 import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import machine
 import numpy as np
 from PIL import Image
 
@@ -94,21 +93,6 @@ def measure(npz: pathlib.Path, photos: dict[int, pathlib.Path]) -> dict[str, Any
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on, without names of hosts, users or folders."""
-    processor = platform.machine()
-    cpuinfo = pathlib.Path('/proc/cpuinfo')
-    if cpuinfo.exists():
-        model = re.search(r'model name\s*:\s*(.+)', cpuinfo.read_text())
-        processor = model[1].strip() if model else processor
-    return {
-        'processor': processor,
-        'cores': os.cpu_count(),
-        'device': jax.devices()[0].platform,
-        'system': platform.system(),
-    }
-
-
 def main() -> int:
     assets = os.environ.get('HANDPOSE_ASSETS')
     folder = pathlib.Path(assets, 'imagenet') if assets else None
@@ -145,12 +129,7 @@ def main() -> int:
             'weights': args.npz.name,
             'figures': figures,
             'expected': EXPECTED | {'tolerance': TOLERANCE, 'within': within},
-            'machine': machine(),
-            'versions': {
-                'python': platform.python_version(),
-                'jax': jax.__version__,
-                'numpy': np.__version__,
-            },
+            'machine': machine.describe(),
         }
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(result, indent=2) + '\n')

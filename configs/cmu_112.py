@@ -1,8 +1,9 @@
-"""Gouidis et al. 2019, table 1, row "CMU 112": their network, targets, loss and ADADELTA, as published.
+"""Gouidis et al. 2019, table 1, row "CMU 112": their network, targets, loss and ADADELTA, as
+published.
 
-Not known and chosen by us (confidence C): the ranges of the augmentation, batch size, number of steps.
-Published score on manual_test: AUC .917, mean EPE 11.75, median 7.34 px in the 224 crop. Not yet run
-here: the data set must be asked for from its authors.
+Not known and chosen by us (confidence C): the ranges of the augmentation, batch size, number of
+steps. Published score on manual_test: AUC .917, mean EPE 11.75, median 7.34 px in the 224 crop.
+Not yet run here: the data set must be asked for from its authors.
 
     python -m handpose_jax.main --config configs/cmu_112.py --config.data.root=DIR \
         --config.init_from=mobilenet_v2_1.0_224.npz --workdir W

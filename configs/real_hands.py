@@ -1,8 +1,9 @@
 """The paper's network on a folder of real photographs, with an improved recipe.
 
-What differs from Gouidis et al. 2019, all of it our choice (confidence C): AdamW with warm-up and cosine
-instead of ADADELTA, averaged parameters, any rotation (hands come in every orientation), photometric
-changes, groups of records balanced. The network, its targets and its loss are the paper's.
+What differs from Gouidis et al. 2019, all of it our choice (confidence C): AdamW with warm-up and
+cosine instead of ADADELTA, averaged parameters, any rotation (hands come in every orientation),
+photometric changes, groups of records balanced. The network, its targets and its loss are the
+paper's.
 
     python -m handpose_jax.main --config configs/real_hands.py --config.data.root=DIR \
         --config.init_from=DIR/mobilenet_v2_1.0_224.npz --workdir W
@@ -20,7 +21,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.seed = 0
     config.size = 112  # side of the input, pixels
     config.batch_size = 32
-    config.num_steps = 1600
+    config.num_steps = 1000
     config.sigma = 7.0  # of the target peaks, pixels of a 224 crop
     config.loss = 'squared_error'
     config.ema = 0.998  # weight of the old average of the parameters; 0: none

@@ -32,7 +32,8 @@ def save_config(workdir: str, config: ConfigDict) -> None:
     """Writes the config into the workdir, or checks it against the one that is there.
 
     Raises:
-        ValueError: if the workdir holds another config (with the list of keys that differ), or cannot
+        ValueError: if the workdir holds another config (with the list of keys that differ), or
+        cannot
             be written.
     """
     path = Path(workdir) / CONFIG_FILE
@@ -195,7 +196,8 @@ def load_variables(workdir: str, template: Any) -> tuple[int, dict[str, Any]]:
         template: the network's variables or their shapes: {'params', 'batch_stats'}.
 
     Returns:
-        The step, and {'params', 'batch_stats'} with the averaged parameters where the run kept some.
+        The step, and {'params', 'batch_stats'} with the averaged parameters where the run kept
+        some.
 
     Raises:
         ValueError: if there is no checkpoint.

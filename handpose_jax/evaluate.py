@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +33,7 @@ class Result(NamedTuple):
 class Evaluation:
     """One split under one protocol, ready to be run on any variables."""
 
-    def __init__(self, config: ConfigDict, model: nn.Module) -> None:
+    def __init__(self, config: ConfigDict, model: models.Network) -> None:
         """Opens the split.
 
         Args:

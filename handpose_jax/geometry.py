@@ -1,8 +1,9 @@
 """Boxes, crops and affine maps between image, crop and heatmap frames (NumPy).
 
-**The pixel-centre rule**, the only one in this package: the point (x, y) = (0, 0) is the *centre* of
-the first pixel, so an image of width w covers x from -0.5 to w - 0.5. It is OpenCV's rule and that
-of annotations made by clicking on pixels or by projecting with a calibrated camera. From it follow:
+**The pixel-centre rule**, the only one in this package: the point (x, y) = (0, 0) is the *centre*
+of the first pixel, so an image of width w covers x from -0.5 to w - 0.5. It is OpenCV's rule and
+that of annotations made by clicking on pixels or by projecting with a calibrated camera. From it
+follow:
 
     a map scaled by s:   x_dst = (x_src + 0.5) * s - 0.5
     a mirrored image:    x_dst = w - 1 - x_src
@@ -65,8 +66,8 @@ def square_box(box: Box, scale: float = 1.0) -> Box:
 def crop_from_image(box: Box, size: int, *, rotation: float = 0.0, mirror: bool = False) -> Affine:
     """The map that cuts a square box out of an image and resizes it to size x size pixels.
 
-    The crop shows the box's content rotated by `rotation` about the box's centre. What is cut may lie
-    outside the image; warping pads there. Never squashes: a box that is not square is an error.
+    The crop shows the box's content rotated by `rotation` about the box's centre. What is cut may
+    lie outside the image; warping pads there. Never squashes: a box that is not square is an error.
 
     Args:
         box: x0, y0, x1, y1 in image pixels, square.

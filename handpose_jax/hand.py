@@ -23,10 +23,13 @@ FINGERS: dict[str, tuple[int, int, int, int]] = {
 _THUMB_PARTS = ('cmc', 'mcp', 'ip', 'tip')
 _FINGER_PARTS = ('mcp', 'pip', 'dip', 'tip')
 
-KEYPOINT_NAMES: tuple[str, ...] = ('wrist',) + tuple(
-    f'{finger}_{part}'
-    for finger in FINGERS
-    for part in (_THUMB_PARTS if finger == 'thumb' else _FINGER_PARTS)
+KEYPOINT_NAMES: tuple[str, ...] = (
+    'wrist',
+    *(
+        f'{finger}_{part}'
+        for finger in FINGERS
+        for part in (_THUMB_PARTS if finger == 'thumb' else _FINGER_PARTS)
+    ),
 )
 
 FINGERTIPS: tuple[int, ...] = tuple(indices[-1] for indices in FINGERS.values())

@@ -1,7 +1,7 @@
 """Keypoints in photographs: python -m handpose_jax.predict --workdir W photo.jpg --out DIR.
 
-For each photograph DIR receives NAME.png, the skeleton drawn over it, and NAME.json, the keypoints in the
-photograph's pixels with their confidences.
+For each photograph DIR receives NAME.png, the skeleton drawn over it, and NAME.json, the keypoints
+in the photograph's pixels with their confidences.
 """
 
 import argparse
@@ -133,7 +133,8 @@ def predict_files(
         The overlays' paths.
 
     Raises:
-        ValueError: for a photograph that cannot be read, two of the same name, or a folder that cannot
+        ValueError: for a photograph that cannot be read, two of the same name, or a folder that
+        cannot
             be written; nothing is written before every photograph has been read.
     """
     names = [photo.stem for photo in photos]

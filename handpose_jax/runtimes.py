@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -13,7 +12,7 @@ from handpose_jax.types import Prediction
 
 
 def make_predict_step(
-    model: nn.Module, decode: dict[str, Any]
+    model: models.Network, decode: dict[str, Any]
 ) -> Callable[[Any, jax.Array], Prediction]:
     """Makes the jitted function from variables and crops u8[b h w 3] to keypoints in crop pixels.
 
@@ -24,13 +23,13 @@ def make_predict_step(
 
     @jax.jit
     def predict_step(variables: Any, images: jax.Array) -> Prediction:
-        maps = model.apply(variables, images, train=False)
+        maps: Any = model.apply(variables, images, train=False)
         return heatmaps.decode(maps, stride=models.STRIDE, **decode)
 
     return predict_step
 
 
-def load_variables(workdir: str, config: ConfigDict, model: nn.Module) -> tuple[int, Any]:
+def load_variables(workdir: str, config: ConfigDict, model: models.Network) -> tuple[int, Any]:
     """Reads a workdir's newest checkpoint for inference.
 
     Args:

@@ -2,11 +2,11 @@
 
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from handpose_jax import models
 from handpose_jax.models import pretrained
 
 
@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: nn.Module,
+    model: models.Network,
     tx: optax.GradientTransformation,
     *,
     size: int,

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def make_train_step(
-    model: nn.Module,
+    model: models.Network,
     tx: optax.GradientTransformation,
     loss: Loss,
     *,
@@ -77,15 +76,15 @@ def make_train_step(
             opt_state=opt_state,
             ema=_average(state.ema, params, ema, state.step) if ema else None,
         )
-        return new, {'loss': value, 'gradient_norm': optax.global_norm(gradients)}
+        return new, {'loss': value, 'gradient_norm': optax.tree.norm(gradients)}
 
     return train_step
 
 
 def _average(old: Any, new: Any, decay: float, step: jax.Array) -> Any:
     # Early on a shorter memory: the average must not remember the random parameters for long.
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+    keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, old, new)
 
 
 def data_mesh() -> Mesh:

@@ -10,7 +10,8 @@ Dimension names in jaxtyping annotations mean the same everywhere:
     2       (x, y); 2 3 is an affine map [A | t], applied as A @ (x, y) + t
 
 Frames are named by a suffix: `_image` (pixels of the whole photograph), `_crop` (pixels of the
-network's input) and `_heatmap` (pixels of its output). geometry.py states where a pixel's centre is.
+network's input) and `_heatmap` (pixels of its output). geometry.py states where a pixel's centre
+is.
 """
 
 from typing import Any, NamedTuple, TypedDict

@@ -1,12 +1,23 @@
 """What every test starts from: a quiet JAX, Keras on JAX, no display; and two shared fixtures."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Read at import, so they are set before any test module imports these libraries.
 os.environ['KERAS_BACKEND'] = 'jax'
 os.environ['MPLBACKEND'] = 'Agg'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# Most of the time of these tests is compilation: do it without optimization, and only once for each
+# program, subprocesses included.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    _cache = tempfile.mkdtemp(prefix='handpose_jax_tests_')
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 
 import jaxtyping
 import pytest

@@ -14,6 +14,9 @@ STRIDE = 4
 SIDE = 28  # of the maps that tests build by hand
 SIGMA = 1.75  # of their peaks, map pixels
 
+render = jax.jit(heatmaps.render, static_argnames=('height', 'width', 'stride', 'sigma'))
+weighted_average = jax.jit(heatmaps.weighted_average, static_argnames='half_pixel_bias')
+
 
 def random_maps(seed=0, shape=(1, SIDE, SIDE, 21)):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
@@ -50,7 +53,7 @@ def decoded_pixels(maps, **kwargs):
 
 @pytest.mark.parametrize(
     ('height', 'width', 'stride', 'sigma'),
-    [(56, 56, 4, 7.0), (28, 28, 4, 3.5), (20, 32, 4, 5.0), (24, 16, 8, 9.0), (13, 9, 1, 2.0)],
+    [(56, 56, 4, 7.0), (28, 28, 4, 3.5), (24, 16, 8, 9.0), (9, 13, 1, 2.0)],
 )
 def test_targets_are_equations_1_and_2(height, width, stride, sigma):
     rng = np.random.default_rng(height + width)
@@ -58,7 +61,7 @@ def test_targets_are_equations_1_and_2(height, width, stride, sigma):
     keypoints = rng.uniform(-0.2, 1.2, (3, 21, 2)) * size
     visible = rng.random((3, 21)) < 0.6
     visible[0] = True
-    targets, _ = heatmaps.render(
+    targets, _ = render(
         jnp.asarray(keypoints, jnp.float32),
         jnp.asarray(visible),
         height=height,
@@ -82,7 +85,7 @@ def test_a_map_counts_only_where_its_keypoint_is_annotated_and_inside():
     visible[2] = False
     keypoints[3, 7] = (1000, 1000)
     visible[3, 7] = False
-    _, weights = heatmaps.render(
+    _, weights = render(
         jnp.asarray(keypoints), jnp.asarray(visible), height=12, width=16, stride=4, sigma=7.0
     )
     expected = np.ones((4, 22))
@@ -100,7 +103,7 @@ def test_the_place_of_a_keypoint_that_is_not_annotated_shows_in_no_counted_map()
     moved = np.where(visible[..., None], keypoints, 30.0).astype(np.float32)
 
     def counted(points):
-        targets, weights = heatmaps.render(
+        targets, weights = render(
             jnp.asarray(points), jnp.asarray(visible), height=16, width=16, stride=4, sigma=7.0
         )
         return np.asarray(targets[..., :21] * weights[:, None, None, :21]), targets[..., 21]
@@ -137,7 +140,7 @@ def test_keypoints_come_back_to_the_photograph_from_maps_at_stride_4(seed, mirro
     # In the map's outermost pixels a peak has no neighbour on one side.
     in_image = geometry.apply_affine(image_from_crop, rng.uniform(4, size - 5, (21, 2)))
     in_crop = geometry.apply_affine(crop_from_image, in_image)
-    targets, _ = heatmaps.render(
+    targets, _ = render(
         jnp.asarray(in_crop[None], jnp.float32),
         jnp.ones((1, 21), bool),
         height=SIDE,
@@ -163,7 +166,7 @@ def test_on_the_border_a_keypoint_is_found_to_half_a_map_pixel_and_exactly_along
     along = np.linspace(10, 100, 21)
     axis = 0 if border in ('left', 'right') else 1
     keypoints = np.stack([across, along] if axis == 0 else [along, across], axis=-1)[None]
-    targets, weights = heatmaps.render(
+    targets, weights = render(
         jnp.asarray(keypoints, jnp.float32),
         jnp.ones((1, 21), bool),
         height=SIDE,
@@ -337,12 +340,11 @@ def test_a_plateau_is_no_peak():
 
 def test_without_any_peak_the_highest_pixel_stays():
     pixels = jnp.array([[[5, 6], [1, 1]]])
-    chosen = heatmaps.choose_by_neighbours(
+    chosen = jax.jit(functools.partial(heatmaps.choose_by_neighbours, threshold=0.1))(
         pixels,
         jnp.array([[0.05, 0.9]]),
         jnp.array([[[[2, 2], [3, 3]], [[1, 1], [0, 0]]]]),
         jnp.array([[[-jnp.inf, -jnp.inf], [0.9, -jnp.inf]]]),
-        threshold=0.1,
     )
     np.testing.assert_array_equal(chosen, pixels)
 
@@ -386,18 +388,22 @@ def test_the_weighted_average_is_the_centre_of_the_positive_mass():
     expected = np.stack(
         [(mass * grid[None, :, :, None]).sum(axis=(1, 2)) / total for grid in (x, y)], axis=-1
     )
-    found = heatmaps.weighted_average(jnp.asarray(maps))
+    found = weighted_average(jnp.asarray(maps))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    biased = heatmaps.weighted_average(jnp.asarray(maps), half_pixel_bias=True)
+    biased = weighted_average(jnp.asarray(maps), half_pixel_bias=True)
     np.testing.assert_allclose(biased, expected - 0.5, rtol=1e-5)
-    decoded = heatmaps.decode(jnp.asarray(maps), stride=4, method='weighted_average')
-    np.testing.assert_allclose(decoded.keypoints, expected * 4 + 1.5, rtol=1e-5)
-    np.testing.assert_allclose(decoded.confidence, np.clip(maps.max(axis=(1, 2)), 0, 1), rtol=1e-6)
+
+
+def test_decoding_by_weighted_average_moves_it_to_the_crop_and_has_the_peaks_confidence():
+    maps = jnp.asarray(random_maps(4))
+    found = heatmaps.decode(maps, stride=4, method='weighted_average')
+    np.testing.assert_allclose(found.keypoints, weighted_average(maps) * 4 + 1.5, rtol=1e-5)
+    np.testing.assert_allclose(found.confidence, np.clip(maps.max(axis=(1, 2)), 0, 1), rtol=1e-6)
 
 
 def test_a_map_without_positive_mass_averages_to_its_centre():
     maps = jnp.stack([jnp.zeros((1, 6, 9)), jnp.full((1, 6, 9), -2.0)], axis=-1)
-    np.testing.assert_allclose(heatmaps.weighted_average(maps), [[[4, 2.5], [4, 2.5]]])
+    np.testing.assert_allclose(weighted_average(maps), [[[4, 2.5], [4, 2.5]]])
 
 
 # --- decode as a whole ----------------------------------------------------------------------------

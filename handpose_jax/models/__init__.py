@@ -12,7 +12,10 @@ from handpose_jax.models.resnet import MEAN as RESNET_MEAN
 from handpose_jax.models.resnet import SCALE as RESNET_SCALE
 from handpose_jax.models.resnet import ResNet50
 
-__all__ = ['MODELS', 'NUM_HEATMAPS', 'STRIDE', 'build']
+__all__ = ['MODELS', 'NUM_HEATMAPS', 'STRIDE', 'Network', 'build']
+
+Network = nn.Module
+"""What build returns; the name for annotations outside this package."""
 
 
 def mobilenet_v2(

@@ -1,6 +1,7 @@
 """How large a network is: trainable parameters and multiply-adds."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,8 +17,8 @@ def count_parameters(params: dict) -> int:
 def count_macs(model: nn.Module, size: int) -> int:
     """Multiply-adds of the network's convolutions and matrix products for one image.
 
-    FLOPs are twice that. Element-wise operations (batch normalisation, activations) are not counted,
-    as is customary.
+    FLOPs are twice that. Element-wise operations (batch normalisation, activations) are not
+    counted, as is customary.
 
     Args:
         model: a network built with implementation='lax', so that each layer is one operation.
@@ -33,19 +34,22 @@ def _macs(jaxpr: jax_core.Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == 'conv_general_dilated':
-            out, kernel = equation.outvars[0].aval.shape, equation.invars[1].aval.shape
+            out, kernel = _shape(equation.outvars[0]), _shape(equation.invars[1])
             taps = math.prod(kernel) // kernel[equation.params['dimension_numbers'].rhs_spec[0]]
             # A transposed convolution meets the zeros between the pixels it was given for free.
             dilation = math.prod(equation.params['lhs_dilation'])
             total += math.prod(out) * taps // dilation
         elif equation.primitive.name == 'dot_general':
             (contracted, _), _ = equation.params['dimension_numbers']
-            lhs = equation.invars[0].aval.shape
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(
-                lhs[axis] for axis in contracted
-            )
+            lhs = _shape(equation.invars[0])
+            depth = math.prod(lhs[axis] for axis in contracted)
+            total += math.prod(_shape(equation.outvars[0])) * depth
         for value in equation.params.values():
             inner = getattr(value, 'jaxpr', value)
             if isinstance(inner, jax_core.Jaxpr):
                 total += _macs(inner)
     return total
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape

@@ -33,6 +33,11 @@ class DecoderWidths(NamedTuple):
     refine: int = 128  # 10
 
 
+def _empty_maps(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    del key
+    return jnp.zeros(shape, dtype).at[-1].set(1)
+
+
 class Decoder(nn.Module):
     """Encoder features [b h/16 w/16 c] to heatmaps [b h/4 w/4 22]."""
 
@@ -79,14 +84,15 @@ class Decoder(nn.Module):
         x = upsample(x, w.upsample, 'upsample_1')
         x = upsample(x, w.upsample, 'upsample_2')
         x = separable(x, w.refine, 'refine')
-        # Small weights: the maps start near zero, which is what almost every pixel's target is.
+        # The maps start as what almost every pixel's target is: nothing, and all background. From
+        # anywhere else the first steps go into these constants, with gradients 50 times the later.
         kernel = self.param(
             'heatmaps_kernel',
             nn.initializers.normal(0.001),
             (1, 1, x.shape[-1], NUM_HEATMAPS),
             jnp.float32,
         )
-        bias = self.param('heatmaps_bias', nn.initializers.zeros, (NUM_HEATMAPS,), jnp.float32)
+        bias = self.param('heatmaps_bias', _empty_maps, (NUM_HEATMAPS,), jnp.float32)
         maps = conv(x, kernel.astype(self.dtype), 1, self.implementation)
         # Loss and decoding are float32 whatever the network computes in.
         return maps.astype(jnp.float32) + bias

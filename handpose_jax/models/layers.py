@@ -364,6 +364,7 @@ class ConvBN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        x = x.astype(self.dtype)
         k, c = self.kernel_size, x.shape[-1]
         shape = (k, k, 1, c) if self.kind == 'depthwise' else (k, k, c, self.features)
         initializer = _DEPTHWISE_INITIALIZER if self.kind == 'depthwise' else _INITIALIZER

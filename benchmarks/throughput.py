@@ -1,0 +1,152 @@
+"""Images per second: of the input pipeline, and of the training step.
+
+    python benchmarks/throughput.py                         drawn hands, no download
+    HANDPOSE_ASSETS=DIR python benchmarks/throughput.py     photographs of DIR/real_hands too
+
+Writes benchmarks/results/throughput.json. Rounds of the measurements alternate, so that a noisy
+machine does not favour one of them; the median round counts and the spread is kept beside it.
+"""
+
+import argparse
+import datetime
+import functools
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import machine
+from ml_collections import ConfigDict
+
+from handpose_jax import models, optimizers, train
+from handpose_jax.data import pipeline, sources
+from handpose_jax.data.transforms import Augmentation
+from handpose_jax.state import init_state
+
+HERE = pathlib.Path(__file__).parent
+GEOMETRY = Augmentation()
+
+
+def config() -> ConfigDict:
+    """configs/real_hands.py, whose recipe is measured."""
+    path = HERE.parent / 'configs' / 'real_hands.py'
+    spec = importlib.util.spec_from_file_location('real_hands', path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f'{path}: cannot be imported')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def input_round(
+    source: sources.Source, size: int, augmentation: Augmentation, batches: int
+) -> Callable[[], float]:
+    """A function that reads some batches and returns images per second."""
+    stream: Iterator[Any] = iter(
+        pipeline.train_dataset(
+            source, size=size, batch_size=32, seed=0, augmentation=augmentation, num_threads=2
+        )
+    )
+    # The buffer was filled while others ran: empty it before the clock starts.
+    warm = 6
+
+    def measure() -> float:
+        for _ in range(warm):
+            next(stream)
+        begin = time.perf_counter()
+        for _ in range(batches):
+            next(stream)
+        return 32 * batches / (time.perf_counter() - begin)
+
+    return measure
+
+
+def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
+    """A function that takes some training steps and returns images per second."""
+    settings = config()
+    model = models.build(**settings.model.to_dict())
+    tx, _ = optimizers.build(num_steps=settings.num_steps, **settings.optimizer.to_dict())
+    state = init_state(model, tx, size=size, seed=0, use_ema=True)
+    step = jax.jit(
+        train.make_train_step(
+            model, tx, train.LOSSES[settings.loss], sigma=settings.sigma, ema=settings.ema
+        ),
+        donate_argnums=0,
+    )
+    source = sources.load_source('sketch', count=64)
+    dataset = pipeline.train_dataset(
+        source, size=size, batch_size=batch_size, seed=0, augmentation=GEOMETRY, num_threads=0
+    )
+    batches = list(itertools.islice(iter(dataset), 2))
+    mesh = train.data_mesh()
+    state, metrics = step(state, train.to_devices(batches[0], mesh))
+
+    def measure() -> float:
+        nonlocal state, metrics
+        metrics['loss'].block_until_ready()
+        begin = time.perf_counter()
+        for number in range(steps):
+            state, metrics = step(state, train.to_devices(batches[number % 2], mesh))
+        metrics['loss'].block_until_ready()
+        return batch_size * steps / (time.perf_counter() - begin)
+
+    return measure
+
+
+def main() -> None:
+    """Runs all measurements and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--only', default='', help='measure only names that contain this')
+    parser.add_argument('--output', type=pathlib.Path, default=HERE / 'results' / 'throughput.json')
+    flags = parser.parse_args()
+    photometric = Augmentation(**config().augmentation.to_dict())
+    assets = os.environ.get('HANDPOSE_ASSETS')
+    makers: dict[str, Callable[[], Callable[[], float]]] = {}
+    if assets:
+        photos = sources.load_source('folder', root=f'{assets}/real_hands', split='train')
+        for size in (112, 224):
+            for suffix, augmentation in (('', GEOMETRY), ('_photometric', photometric)):
+                makers[f'input_{size}{suffix}'] = functools.partial(
+                    input_round, photos, size, augmentation, batches=30
+                )
+    else:
+        print('HANDPOSE_ASSETS is not set: the input pipeline on photographs is not measured')
+    makers['train_112'] = functools.partial(train_round, 112, 32, steps=3)
+    makers['train_224'] = functools.partial(train_round, 224, 32, steps=1)
+    rounds = {name: make() for name, make in makers.items() if flags.only in name}
+    rates: dict[str, list[float]] = {name: [] for name in rounds}
+    for _ in range(flags.rounds):
+        for name, measure in rounds.items():
+            rates[name].append(measure())
+    figures = {
+        name: {
+            'images_per_s': round(statistics.median(values), 1),
+            'lowest': round(min(values), 1),
+            'highest': round(max(values), 1),
+        }
+        for name, values in rates.items()
+    }
+    for name, row in figures.items():
+        print(
+            f'{name:26s} {row["images_per_s"]:8.1f} images/s ({row["lowest"]} .. {row["highest"]})'
+        )
+    results = {
+        'benchmark': 'throughput',
+        'command': 'HANDPOSE_ASSETS=DIR python benchmarks/throughput.py',
+        'date': datetime.date.today().isoformat(),
+        'rounds': flags.rounds,
+        **figures,
+        'machine': machine.describe(),
+    }
+    flags.output.write_text(json.dumps(results, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()
