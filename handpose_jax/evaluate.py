@@ -20,6 +20,7 @@ PREDICTIONS_FILE = 'predictions.json'
 SHEET_FILE = 'predictions.png'
 
 _SHEET_COLUMNS = 8
+_CAPTION_LENGTH = 20
 
 
 class Result(NamedTuple):
@@ -129,7 +130,7 @@ class Evaluation:
             )
             truth.append(example['keypoints'].astype(np.float64))
             visible.append(example['visible'])
-            captions.append(f'{name}: {sample["image_id"]}')
+            captions.append(f'{name}: {_short(sample["image_id"])}')
         return visualize.prediction_sheet(
             images,
             predicted,
@@ -141,6 +142,11 @@ class Evaluation:
             columns=row,
             title=f'{self._split}: {describe(result.summary)}',
         )
+
+
+def _short(image_id: str) -> str:
+    # The end tells records apart; the beginning is often the same folder.
+    return image_id if len(image_id) <= _CAPTION_LENGTH else '…' + image_id[-_CAPTION_LENGTH:]
 
 
 def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:

@@ -37,9 +37,7 @@ def photographs(folder: str) -> tuple[str, ...]:
     Raises:
         ValueError: if there are none.
     """
-    found = tuple(
-        sorted(str(p) for p in Path(folder).rglob('*') if p.suffix.lower() in _SUFFIXES)
-    )
+    found = tuple(sorted(str(p) for p in Path(folder).rglob('*') if p.suffix.lower() in _SUFFIXES))
     if not found:
         raise ValueError(f'{folder}: no photographs ({", ".join(_SUFFIXES)}) in this folder')
     return found
@@ -102,7 +100,7 @@ def drawn(rng: np.random.Generator, size: int) -> Picture:
 
 
 def colour(rng: np.random.Generator) -> Float[np.ndarray, '3']:
-    """A random linear RGB colour as things have: mostly dull, some vivid, dark as often as light."""
+    """A random colour as things have, linear RGB: mostly dull, some vivid, many dark."""
     value = rng.uniform(0.02, 0.95) ** 1.4
     hue = rng.uniform(0, 1, 3)
     saturation = rng.beta(1.2, 2.5)
@@ -206,7 +204,9 @@ def pattern(rng: np.random.Generator, size: int) -> Picture:
         gap = (np.modf(u * boards + 20)[0] < 0.012).astype(np.float32)
         mix = np.minimum(mix + gap, 1.2)
     elif kind == 1:
-        mix = (np.sin(2 * np.pi * u * rng.uniform(2, 14)) > rng.uniform(-0.8, 0.8)).astype(np.float32)
+        mix = (np.sin(2 * np.pi * u * rng.uniform(2, 14)) > rng.uniform(-0.8, 0.8)).astype(
+            np.float32
+        )
     elif kind == 2:
         cells = rng.uniform(2, 12)
         mix = ((np.floor(u * cells) + np.floor(v * cells)) % 2).astype(np.float32)
@@ -216,7 +216,9 @@ def pattern(rng: np.random.Generator, size: int) -> Picture:
         mix = 0.5 + 0.3 * weave + 0.4 * (cloud - 0.5)
     elif kind == 4:
         fine = rng.random((size, size), dtype=np.float32)
-        mix = (cv2.GaussianBlur(fine, (0, 0), float(rng.uniform(0.5, 2.5))) > 0.53) * 0.6 + 0.3 * cloud
+        mix = (
+            cv2.GaussianBlur(fine, (0, 0), float(rng.uniform(0.5, 2.5))) > 0.53
+        ) * 0.6 + 0.3 * cloud
     else:
         mix = 0.35 * cloud
     mix = mix[..., None].astype(np.float32)
@@ -236,3 +238,9 @@ def surroundings(picture: Picture, *, height: int = 16) -> Picture:
     around = 0.5 * around + 0.5 * coarse.mean(axis=(0, 1))
     above = np.linspace(1.6, 0.5, height, dtype=np.float32)[:, None, None]
     return np.ascontiguousarray(around * above, np.float32)
+
+
+def out_of_focus(rng: np.random.Generator, picture: Picture) -> Picture:
+    """A picture blurred as a backdrop behind something in focus is."""
+    sigma = float(rng.uniform(0.5, 5.0)) * len(picture) / 224
+    return cv2.GaussianBlur(picture, (0, 0), sigma)

@@ -30,12 +30,13 @@ class Material:
     """How a surface reflects; colours are linear RGB.
 
     Attributes:
-        colour: f32[h w 3] texture (first row at the top, v = 1), or one f32[3].
+        colour: f32[h w 3] texture (first row at the top, v = 1), or one f32[3]. A texture that
+            never changes should be a read-only array: it is then converted only once.
         roughness: 0 (mirror) to 1 (chalk), or a texture f32[h w].
         specular: strength of the reflection of a non-metal, 0..1.
         metallic: 0 or 1.
         sheen: soft edge reflection of cloth, 0..1.
-        bumps: normal map f32[h w 3], components in -1..1, or None.
+        bumps: normal map f32[h w 3], components coded as 0.5 + 0.5 x, or None.
     """
 
     colour: np.ndarray
@@ -147,7 +148,7 @@ class RenderBuffers(NamedTuple):
     """A rendered picture.
 
     Attributes:
-        rgb: f32[h w 3], linear, premultiplied by alpha.
+        rgb: f32[h w 3], linear, premultiplied by alpha; smoothed where the surface is.
         alpha: f32[h w], the part of each pixel that surfaces cover.
         depth: f32[h w], z of the surface under the pixel's centre, metres; infinite where none is.
         shape_id: i32[h w], which surface that is, or NOTHING.
@@ -180,11 +181,17 @@ class Picture:
         scene = self._scene
         colour = self._pass(
             {'type': 'path', 'max_depth': scene.bounces, 'hide_emitters': True},
-            {'type': 'independent', 'sample_count': scene.samples},
+            {
+                'type': 'stratified'
+                if math.isqrt(scene.samples) ** 2 == scene.samples
+                # Strata are a square grid.
+                else 'independent',
+                'sample_count': scene.samples,
+            },
             'rgba',
         )
         exact = self._pass(
-            {'type': 'aov', 'aovs': 'at:position,shape:shape_index'},
+            {'type': 'aov', 'aovs': 'at:position,shape:shape_index,facing:sh_normal,own:albedo'},
             # One sample without jitter: through the pixel's centre.
             {'type': 'stratified', 'sample_count': 1, 'jitter': False},
             'rgb',
@@ -195,7 +202,6 @@ class Picture:
         alpha = np.zeros(shape, np.float32)
         depth = np.full(shape, np.inf, np.float32)
         shape_id = np.full(shape, NOTHING, np.int32)
-        rgb[y0:y1, x0:x1] = np.maximum(np.nan_to_num(colour[..., :3]), 0)
         alpha[y0:y1, x0:x1] = np.clip(colour[..., 3], 0, 1)
         shapes = self._surface_of_shape[exact[..., 3].astype(int)]
         shown = shapes >= 0
@@ -205,6 +211,14 @@ class Picture:
             behind = self._first_surface(self._ray_of_pixel(x + x0, y + y0))
             if behind is not None:
                 depth[y + y0, x + x0], shape_id[y + y0, x + x0] = behind
+        rgb[y0:y1, x0:x1] = _smoothed(
+            np.maximum(np.nan_to_num(colour[..., :3]), 0),
+            alpha=alpha[y0:y1, x0:x1],
+            albedo=exact[..., 7:10],
+            normals=exact[..., 4:7],
+            depth=depth[y0:y1, x0:x1],
+            shape_id=shape_id[y0:y1, x0:x1],
+        )
         return RenderBuffers(rgb, alpha, depth, shape_id)
 
     def _pass(
@@ -234,22 +248,84 @@ class Picture:
             if name.startswith('surface_'):
                 return float(start[2]), int(name.removeprefix('surface_'))
 
-    def depths(self, points: Float[np.ndarray, 'k 3']) -> Float[np.ndarray, 'k']:
-        """The depth of the rendered surface exactly where each point is seen.
+    def surfaces_towards(
+        self, points: Float[np.ndarray, 'k 3']
+    ) -> tuple[Float[np.ndarray, 'k'], Int[np.ndarray, 'k']]:
+        """The rendered surface exactly where each point is seen.
 
         Args:
             points: camera frame, metres, in front of the eye.
 
         Returns:
-            f64[k], z of the first surface on the ray from the eye through the point, before it or
-            behind it; infinite where there is none.
+            f64[k], depth (z) of the first surface on the ray from the eye through the point, before
+            it or behind it, infinite where there is none; and i32[k], its shape_id.
         """
         depths = np.full(len(points), np.inf)
+        shape_ids = np.full(len(points), NOTHING, np.int32)
         for index, point in enumerate(np.asarray(points, np.float64)):
             hit = self._first_surface(point / np.linalg.norm(point))
             if hit is not None:
-                depths[index] = hit[0]
-        return depths
+                depths[index], shape_ids[index] = hit
+        return depths, shape_ids
+
+
+# Passes of the smoothing filter: distance to the neighbours that are averaged, pixels.
+_REACHES = (1, 2, 3)
+# How unlike two pixels of one surface may be: squared difference of their normals, and of their
+# depths in relation to the depth.
+_NORMAL_TOLERANCE, _DEPTH_TOLERANCE = 0.12, 0.012
+
+
+def _smoothed(
+    rgb: Float[np.ndarray, 'h w 3'],
+    *,
+    alpha: Float[np.ndarray, 'h w'],
+    albedo: Float[np.ndarray, 'h w 3'],
+    normals: Float[np.ndarray, 'h w 3'],
+    depth: Float[np.ndarray, 'h w'],
+    shape_id: Int[np.ndarray, 'h w'],
+) -> Float[np.ndarray, 'h w 3']:
+    """Averages the light (not the colour) of neighbours on one smooth piece of a surface.
+
+    A few light paths a pixel are noisy. Edges, where a pixel shows more than one surface, are left
+    as they are.
+
+    Source: Dammertz et al. 2010, "Edge-avoiding A-Trous wavelet transform for fast global
+    illumination filtering", High Performance Graphics, with the albedo divided out.
+    """
+    inner = (shape_id != NOTHING) & (alpha > 0.999)
+    near = np.where(inner, depth, 0.0).astype(np.float32)
+    for axis in (0, 1):
+        step = np.abs(np.diff(near, axis=axis)) > _DEPTH_TOLERANCE * near.max(initial=0.0)
+        step |= np.diff(shape_id, axis=axis) != 0
+        before, after = [slice(None)] * 2, [slice(None)] * 2
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        inner[tuple(before)] &= ~step
+        inner[tuple(after)] &= ~step
+    if not inner.any():
+        return rgb
+    weight_of = inner.astype(np.float32)
+    albedo = np.maximum(albedo, 0.02)
+    light = rgb / albedo
+    shape = rgb.shape[:2]
+    for reach in _REACHES:
+        total, weights = light.copy(), np.ones(shape, np.float32)
+        for dy in (-reach, 0, reach):
+            for dx in (-reach, 0, reach):
+                if (dy == dx == 0) or abs(dy) >= shape[0] or abs(dx) >= shape[1]:
+                    continue
+                to = tuple(slice(max(0, -d), min(n, n - d)) for d, n in zip((dy, dx), shape, strict=True))
+                of = tuple(slice(max(0, d), min(n, n + d)) for d, n in zip((dy, dx), shape, strict=True))
+                turn = normals[to] - normals[of]
+                unlike = np.einsum('hwc,hwc->hw', turn, turn) / _NORMAL_TOLERANCE
+                unlike += np.abs(near[to] - near[of]) / (_DEPTH_TOLERANCE * reach * near[to] + 1e-9)
+                weight = np.maximum(1.0 - unlike, 0.0) * weight_of[of]
+                weight *= shape_id[to] == shape_id[of]
+                weight *= 0.5 if dy == 0 or dx == 0 else 0.25
+                total[to] += weight[..., None] * light[of]
+                weights[to] += weight
+        light = np.where(inner[..., None], total / weights[..., None], light)
+    return np.where(inner[..., None], light * albedo, rgb).astype(np.float32)
 
 
 def render(scene: Scene) -> RenderBuffers:
@@ -331,10 +407,20 @@ def _load(mi: Any, scene: Scene) -> Any:
     return mi.load_dict(description, parallel=False)
 
 
+# Light paths are shared out among the sources of light by about how much each gives; none is left
+# out for good.
+_LEAST_WEIGHT = 1e-3
+
+
 def _environment(mi: Any, scene: Scene) -> dict[str, Any]:
     light = np.ascontiguousarray(scene.environment, np.float32)
+    weight = max(math.pi * float(light.mean()), _LEAST_WEIGHT)
     if light.ndim == 1:
-        return {'type': 'constant', 'radiance': {'type': 'rgb', 'value': light.tolist()}}
+        return {
+            'type': 'constant',
+            'radiance': {'type': 'rgb', 'value': light.tolist()},
+            'sampling_weight': weight,
+        }
     up = np.asarray(scene.up, np.float64)
     up = up / np.linalg.norm(up)
     side = np.cross(up, [0.0, 0.0, 1.0] if abs(up[2]) < 0.9 else [1.0, 0.0, 0.0])
@@ -345,6 +431,7 @@ def _environment(mi: Any, scene: Scene) -> dict[str, Any]:
         'type': 'envmap',
         'bitmap': mi.Bitmap(light),
         'to_world': mi.ScalarTransform4f(turned),
+        'sampling_weight': weight,
     }
 
 
@@ -376,7 +463,23 @@ def _mesh(mi: Any, surface: Surface, name: str) -> Any:
     return mesh
 
 
-def _texture(mi: Any, values: np.ndarray) -> dict[str, Any]:
+# Textures made of read-only arrays, kept for the next picture: (array, texture).
+_kept: dict[int, tuple[np.ndarray, Any]] = {}
+_KEPT_TEXTURES = 64
+
+
+def _texture(mi: Any, values: np.ndarray) -> Any:
+    if values.flags.writeable:
+        return _new_texture(mi, values)
+    if id(values) not in _kept:
+        if len(_kept) >= _KEPT_TEXTURES:
+            _kept.clear()
+        # The array is kept too, so that its identity stays its own.
+        _kept[id(values)] = values, mi.load_dict(_new_texture(mi, values.copy()))
+    return _kept[id(values)][1]
+
+
+def _new_texture(mi: Any, values: np.ndarray) -> dict[str, Any]:
     values = np.ascontiguousarray(values, np.float32)
     if values.ndim == 2:
         values = values[..., None]
@@ -405,7 +508,7 @@ def _bsdf(mi: Any, surface: Surface) -> dict[str, Any]:
     if material.bumps is not None:
         bsdf = {
             'type': 'normalmap',
-            'normalmap': _texture(mi, material.bumps * 0.5 + 0.5),
+            'normalmap': _texture(mi, material.bumps),
             'bsdf': bsdf,
         }
     return {'type': 'twosided', 'bsdf': bsdf}
@@ -415,15 +518,28 @@ def _light(mi: Any, light: PanelLight | PointLight | DirectionalLight) -> dict[s
     def rgb(values: np.ndarray) -> dict[str, Any]:
         return {'type': 'rgb', 'value': [float(v) for v in values]}
 
+    def weight(irradiance: np.ndarray) -> float:
+        return max(float(np.mean(irradiance)), _LEAST_WEIGHT)
+
     def point(values: np.ndarray) -> list[float]:
         return [float(v) for v in values]
 
     if isinstance(light, PointLight):
         position = point(light.position)
-        return {'type': 'point', 'position': position, 'intensity': rgb(light.intensity)}
+        return {
+            'type': 'point',
+            'position': position,
+            'intensity': rgb(light.intensity),
+            'sampling_weight': weight(light.intensity / float(np.square(light.position).sum())),
+        }
     if isinstance(light, DirectionalLight):
         direction = point(light.direction)
-        return {'type': 'directional', 'direction': direction, 'irradiance': rgb(light.irradiance)}
+        return {
+            'type': 'directional',
+            'direction': direction,
+            'irradiance': rgb(light.irradiance),
+            'sampling_weight': weight(light.irradiance),
+        }
     towards = np.asarray(light.target, np.float64) - light.position
     upward = [0.0, 1.0, 0.0] if abs(towards[1]) < 0.9 * np.linalg.norm(towards) else [1.0, 0.0, 0.0]
     transform = mi.ScalarTransform4f
@@ -433,5 +549,9 @@ def _light(mi: Any, light: PanelLight | PointLight | DirectionalLight) -> dict[s
             origin=point(light.position), target=point(light.target), up=upward
         )
         @ transform().scale([light.side / 2, light.side / 2, 1.0]),
-        'emitter': {'type': 'area', 'radiance': rgb(light.radiance)},
+        'emitter': {
+            'type': 'area',
+            'radiance': rgb(light.radiance),
+            'sampling_weight': weight(light.radiance * (light.side**2 / (towards @ towards))),
+        },
     }

@@ -447,9 +447,9 @@ def _weld(vertices: Float[np.ndarray, 'v 3']) -> Int[np.ndarray, 'v']:
 
 # The forearm that continues a rig: how far behind its end the rows of vertices lie (metres), and
 # how much wider and thicker than there it is.
-_ARM_ROWS = np.array([0.012, 0.03, 0.055, 0.09, 0.13, 0.18, 0.24])
-_ARM_WIDTH = np.array([0.99, 0.99, 1.03, 1.12, 1.24, 1.36, 1.42])
-_ARM_THICKNESS = np.array([0.99, 1.0, 1.06, 1.18, 1.36, 1.52, 1.6])
+_ARM_ROWS = np.array([0.012, 0.03, 0.055, 0.09, 0.13, 0.18, 0.24, 0.34, 0.45])
+_ARM_WIDTH = np.array([0.99, 0.99, 1.03, 1.12, 1.24, 1.36, 1.42, 1.45, 1.5])
+_ARM_THICKNESS = np.array([0.99, 1.0, 1.06, 1.18, 1.36, 1.52, 1.6, 1.7, 1.8])
 # The wrist bends over this stretch: from fully hand to fully forearm, metres along y.
 _WRIST_START, _WRIST_END = 0.012, -0.03
 
@@ -492,6 +492,11 @@ def _with_forearm(
         new_faces.append(np.stack([corner + 1, corner + 2, corner + 3], axis=1))
         count += 2 * (rows + 1)
     added = np.concatenate(new_vertices)
+    # The texture of a cap is no skin: the forearm continues what lies a little before the end.
+    ahead = np.flatnonzero((vertices[:, 1] > end + 0.014) & (vertices[:, 1] < end + 0.04))
+    if len(ahead):
+        off = ring[:, :, None, [0, 2]] - vertices[ahead][:, [0, 2]]
+        edges = ahead[(off**2).sum(axis=-1).argmin(axis=-1)]
     sources = np.repeat(edges, rows + 1, axis=0).reshape(-1, rows + 1, 2).reshape(-1)
     return (
         np.concatenate([vertices, added]),

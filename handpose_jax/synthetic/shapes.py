@@ -105,7 +105,9 @@ def cylinder(radius: float, length: float, *, bevel: float = 0.06) -> Shape:
     top = length / 2
     radii = np.array([0.0, 0.5 * radius, radius - b, radius - 0.3 * b, radius])
     heights = np.array([top, top, top, top - 0.3 * b, top - b])
-    return revolution(np.concatenate([radii, radii[::-1]]), np.concatenate([heights, -heights[::-1]]))
+    return revolution(
+        np.concatenate([radii, radii[::-1]]), np.concatenate([heights, -heights[::-1]])
+    )
 
 
 def bottle(radius: float, length: float) -> Shape:

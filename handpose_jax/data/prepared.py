@@ -1,0 +1,367 @@
+"""Prepared data sets: one canonical form on disk, written in parallel and read without TensorFlow.
+
+A prepared data set is a folder that TensorFlow Datasets can open (`tfds.builder_from_directory`):
+
+    <name>-<split>.array_record-00003-of-00016   shards, images as encoded bytes
+    features.json, dataset_info.json             TFDS's metadata, written last
+    prepare.json                                 the settings it was made with
+    fingerprint.json                             SHA-256 of every shard, and of them all
+
+Each shard is written beside its place and renamed when complete, so a killed preparation goes on
+where it was and finished shards are not made again. A folder without fingerprint.json is not
+finished.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from handpose_jax import geometry, hand
+from handpose_jax.data import images
+from handpose_jax.types import Sample
+
+SETTINGS_FILE = 'prepare.json'
+FINGERPRINT_FILE = 'fingerprint.json'
+
+_FILE_FORMAT = 'array_record'
+
+Example = dict[str, Any]
+"""One record: the fields of `features()`, NumPy values, `image` as encoded bytes."""
+
+
+class Split(NamedTuple):
+    """What a split holds.
+
+    Attributes:
+        count: number of records.
+        make: index to Example; picklable, and a function of the index alone.
+    """
+
+    count: int
+    make: Callable[[int], Example]
+
+
+def features(with_3d: bool) -> Any:
+    """The record as TFDS features; with_3d adds keypoints_3d (metres) and the camera matrix."""
+    import tensorflow_datasets as tfds
+
+    fields: dict[str, Any] = {
+        # Bytes as they are in the file: TFDS's own image feature needs TensorFlow.
+        'image': tfds.features.Tensor(shape=(), dtype=np.object_),
+        'keypoints': tfds.features.Tensor(shape=(hand.NUM_KEYPOINTS, 2), dtype=np.float32),
+        # Its place is known; it counts in training.
+        'annotated': tfds.features.Tensor(shape=(hand.NUM_KEYPOINTS,), dtype=np.bool_),
+        # Not hidden by anything, as far as the source tells; else the same as annotated.
+        'visible': tfds.features.Tensor(shape=(hand.NUM_KEYPOINTS,), dtype=np.bool_),
+        'box': tfds.features.Tensor(shape=(4,), dtype=np.float32),
+        'norm_size': tfds.features.Tensor(shape=(), dtype=np.float32),
+        'is_left': tfds.features.Tensor(shape=(), dtype=np.bool_),
+        'image_id': tfds.features.Text(),
+    }
+    if with_3d:
+        fields['keypoints_3d'] = tfds.features.Tensor(
+            shape=(hand.NUM_KEYPOINTS, 3), dtype=np.float32
+        )
+        fields['camera'] = tfds.features.Tensor(shape=(3, 3), dtype=np.float32)
+    return tfds.features.FeaturesDict(fields)
+
+
+def is_prepared(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a finished data set."""
+    return (Path(folder) / FINGERPRINT_FILE).is_file()
+
+
+def prepare(
+    folder: str | os.PathLike[str],
+    name: str,
+    splits: Mapping[str, Split],
+    *,
+    settings: Mapping[str, Any],
+    description: str,
+    with_3d: bool = False,
+    records_per_shard: int = 256,
+    workers: int | None = None,
+) -> None:
+    """Writes a data set, or what is missing of it.
+
+    Args:
+        folder: receives the files.
+        name: of the data set, part of the files' names.
+        splits: by name.
+        settings: JSON values that decide the content; a folder made with others is refused.
+        description: a line for TFDS's metadata.
+        with_3d: the records hold keypoints_3d and camera.
+        records_per_shard: size of a shard.
+        workers: processes; default one for each core.
+
+    Raises:
+        ValueError: for a folder with other settings or that cannot be written; or for a record that
+            cannot be made, by its split and number.
+    """
+    target = Path(folder)
+    if is_prepared(target):
+        _check_settings(target, settings)
+        return
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if (target / SETTINGS_FILE).exists():
+            _check_settings(target, settings)
+        else:
+            _write_json(target / SETTINGS_FILE, dict(settings))
+    except OSError as error:
+        raise ValueError(
+            f'{target}: cannot write the data set there ({error.strerror}); give another folder'
+        ) from error
+    tasks = [
+        _Shard(str(target), name, split_name, split, number, count, with_3d)
+        for split_name, split in splits.items()
+        for count in [max(1, math.ceil(split.count / records_per_shard))]
+        for number in range(count)
+    ]
+    missing = [task for task in tasks if not task.path.exists()]
+    _make_shards(tasks, missing, name, workers or len(os.sched_getaffinity(0)))
+    _finish(target, name, tasks, description, with_3d)
+
+
+class _Shard(NamedTuple):
+    folder: str
+    dataset: str
+    split_name: str
+    split: Split
+    number: int
+    count: int
+    with_3d: bool
+
+    @property
+    def path(self) -> Path:
+        stem = f'{self.dataset}-{self.split_name}.{_FILE_FORMAT}'
+        return Path(self.folder) / f'{stem}-{self.number:05d}-of-{self.count:05d}'
+
+    @property
+    def indices(self) -> range:
+        begin = self.split.count * self.number // self.count
+        return range(begin, self.split.count * (self.number + 1) // self.count)
+
+
+def _make_shards(
+    all_: Sequence[_Shard], missing: Sequence[_Shard], name: str, workers: int
+) -> None:
+    if not missing:
+        return
+    total = sum(len(task.indices) for task in all_)
+    done = total - sum(len(task.indices) for task in missing)
+    bar = tqdm(total=total, initial=done, unit='image', desc=f'preparing {name}', smoothing=0.1)
+    # Spawned, not forked: the parent may hold threads of JAX, and renderers keep global state.
+    context = multiprocessing.get_context('spawn')
+    with (
+        bar,
+        context.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
+    ):
+        ticks = manager.Queue()
+        futures = {pool.submit(_write_shard, task, ticks) for task in missing}
+        try:
+            while futures:
+                finished, futures = concurrent.futures.wait(futures, timeout=0.5)
+                for future in finished:
+                    future.result()
+                while not ticks.empty():
+                    bar.update(ticks.get())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _write_shard(shard: _Shard, ticks: Any) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core import example_serializer
+
+    fields = features(shard.with_3d)
+    serializer = example_serializer.ExampleSerializer(fields.get_serialized_info())
+    temporary = shard.path.with_name(f'{shard.path.name}.partial-{os.getpid()}')
+    writer = ArrayRecordWriter(str(temporary), 'group_size:1')
+    try:
+        for index in shard.indices:
+            try:
+                example = shard.split.make(index)
+            except (ValueError, OSError) as error:
+                raise ValueError(
+                    f'{shard.dataset}/{shard.split_name}, record {index}: {error}'
+                ) from error
+            message = serializer.get_tf_example(fields.encode_example(example))
+            # A protobuf map has no order of its own: without this, every process writes another.
+            writer.write(message.SerializeToString(deterministic=True))
+            ticks.put(1)
+        writer.close()
+        temporary.replace(shard.path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finish(
+    target: Path, name: str, tasks: Sequence[_Shard], description: str, with_3d: bool
+) -> None:
+    import tensorflow_datasets as tfds
+
+    def template(split: str | None = None) -> Any:
+        return tfds.core.ShardedFileTemplate(
+            data_dir=target, dataset_name=name, split=split, filetype_suffix=_FILE_FORMAT
+        )
+
+    by_split: dict[str, list[_Shard]] = {}
+    for task in tasks:
+        by_split.setdefault(task.split_name, []).append(task)
+    tfds.folder_dataset.write_metadata(
+        data_dir=target,
+        features=features(with_3d),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=split_name,
+                shard_lengths=[len(shard.indices) for shard in shards],
+                num_bytes=sum(shard.path.stat().st_size for shard in shards),
+                filename_template=template(split_name),
+            )
+            for split_name, shards in by_split.items()
+        ],
+        filename_template=template(),
+        description=description,
+        check_data=False,
+    )
+    digests = {task.path.name: _digest(task.path) for task in tasks}
+    whole = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+    for leftover in target.glob('*.partial-*'):
+        leftover.unlink()
+    _write_json(target / FINGERPRINT_FILE, {'sha256': whole, 'shards': digests})
+
+
+def fingerprint(folder: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a finished data set, as it was when finished."""
+    return json.loads((Path(folder) / FINGERPRINT_FILE).read_text())['sha256']
+
+
+def verify(folder: str | os.PathLike[str]) -> None:
+    """Reads every shard again.
+
+    Raises:
+        ValueError: naming the shards that are missing or changed since the data set was finished.
+    """
+    recorded = json.loads((Path(folder) / FINGERPRINT_FILE).read_text())['shards']
+    bad = [
+        name
+        for name, digest in recorded.items()
+        if not (Path(folder) / name).exists() or _digest(Path(folder) / name) != digest
+    ]
+    if bad:
+        raise ValueError(
+            f'{folder}: shards missing or changed since the data set was finished: '
+            f'{", ".join(bad)}; delete {FINGERPRINT_FILE} and these shards, and prepare again'
+        )
+
+
+def _digest(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    old = json.loads((folder / SETTINGS_FILE).read_text())
+    new = json.loads(json.dumps(dict(settings)))
+    lines = [
+        f'{key}: {old.get(key)!r} -> {new.get(key)!r}'
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if lines:
+        listed = '\n  '.join(lines)
+        raise ValueError(
+            f'{folder} holds a data set made with other settings:\n  {listed}\n'
+            'give another folder, or the old settings'
+        )
+
+
+def _write_json(path: Path, values: Any) -> None:
+    temporary = path.with_name(f'{path.name}.new')
+    temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + '\n')
+    temporary.replace(path)
+
+
+class PreparedSource:
+    """Reads a prepared data set.
+
+    Args:
+        root: its folder.
+        split: one of its splits.
+        crop_scale: side of the crop over the longest side of the record's box.
+        hidden: whether keypoints that are annotated but hidden from view count too.
+        max_megapixels: see images.decode_image.
+
+    Raises:
+        ValueError: if the folder holds no finished data set, or not this split.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        split: str = 'train',
+        crop_scale: float = 2.2,
+        hidden: bool = True,
+        max_megapixels: float = images.DEFAULT_MAX_MEGAPIXELS,
+    ):
+        import tensorflow_datasets as tfds
+
+        self._root = Path(root)
+        if not is_prepared(self._root):
+            raise ValueError(
+                f'{self._root}: no finished data set there ({FINGERPRINT_FILE} is missing); '
+                'prepare it first, see datasets/README.md'
+            )
+        builder = tfds.builder_from_directory(self._root)
+        if split not in builder.info.splits:
+            known = ', '.join(sorted(builder.info.splits))
+            raise ValueError(f'{self._root}: no split {split!r}; there are {known}')
+        self._name = builder.info.name
+        self._split = split
+        self._crop_scale = crop_scale
+        self._counted = 'annotated' if hidden else 'visible'
+        self._max_megapixels = max_megapixels
+        self._records: Any = builder.as_data_source(split=split)
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """One group: the data set's name."""
+        return (self._name,) * len(self)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def image_id(self, index: int, /) -> str:
+        """Data set, split and number; the record's own id is in its sample."""
+        return f'{self._name}/{self._split}/{index}'
+
+    def record(self, index: int, /) -> Example:
+        """The record as it is stored, image still encoded."""
+        return self._records[index]
+
+    def __getitem__(self, index: int, /) -> Sample:
+        record = self._records[index]
+        return {
+            'image': images.decode_image(
+                record['image'], self.image_id(index), max_megapixels=self._max_megapixels
+            ),
+            'keypoints': record['keypoints'],
+            'visible': record[self._counted],
+            'box': geometry.square_box(record['box'], self._crop_scale).astype(np.float32),
+            'is_left': bool(record['is_left']),
+            'norm_size': float(record['norm_size']),
+            'image_id': record['image_id'].decode(),
+        }

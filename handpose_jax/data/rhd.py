@@ -1,0 +1,633 @@
+"""The Rendered Hand Pose Dataset (RHD, version 2): reads its layout, and writes hands in it.
+
+    <folder>/<split>/color/00000.png        RGB
+    <folder>/<split>/mask/00000.png         grey levels 0..33, see below
+    <folder>/<split>/anno_<split>.pickle    {number: record}
+                         a record is        {'uv_vis': f[42 3], 'xyz': f[42 3], 'K': f[3 3]}
+
+`split` is 'training' or 'evaluation'. Rows 0..20 are the left hand and 21..41 the right one: the
+wrist, then thumb, index, middle, ring and little finger, each from its *tip* to its base. `uv_vis`
+is (u, v) in pixels and 1 for a visible keypoint, else 0; `xyz` is in metres, in the camera's frame
+(x right, y down, z forward); uv = K xyz / z. Mask: 0 background, 1 person; 2..17 left hand and
+18..33 right hand, where 2..4, 5..7, .. are the parts of thumb, index, .. and 17 (33) is the palm.
+
+Pixels: (0, 0) is taken as the centre of the first pixel, the rule of geometry.py, so nothing is
+shifted on the way in or out. The archive does not say; the three samples at hand satisfy
+uv = K xyz / z without any offset, up to their rounding to four significant digits.
+
+The archive's depth images are neither read nor written.
+
+Annotations are a pickle, a format that can run any program when it is loaded by `pickle`. Here no
+object in the file is ever called: a small machine of our own makes numbers, text, lists, tuples,
+dictionaries and arrays, and refuses everything else by name.
+
+Source: Zimmermann and Brox 2017, and the description that comes with the data set.
+"""
+
+import math
+import os
+import pickle
+import pickletools
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt8
+from PIL import Image
+
+from handpose_jax import geometry, hand
+from handpose_jax.data import images
+from handpose_jax.synthetic import scene
+
+SPLITS = ('training', 'evaluation')
+
+_RHD_INDEX = (
+    hand.WRIST,
+    *(index for finger in hand.FINGERS.values() for index in reversed(finger)),
+)
+"""For each of our keypoints its row within a hand of RHD, and the other way round."""
+
+_LEFT = slice(0, hand.NUM_KEYPOINTS)
+_RIGHT = slice(hand.NUM_KEYPOINTS, 2 * hand.NUM_KEYPOINTS)
+
+_MASK_PERSON, _MASK_LEFT_FIRST, _MASK_LEFT_PALM, _MASK_RIGHT_PALM = 1, 2, 17, 33
+
+_FIELDS = {
+    'uv_vis': (2 * hand.NUM_KEYPOINTS, 3),
+    'xyz': (2 * hand.NUM_KEYPOINTS, 3),
+    'K': (3, 3),
+}
+
+# Beyond any picture or scene; keeps float32 arithmetic far from overflow.
+_MAX_PIXELS = 1e6
+_MAX_METRES = 1e3
+
+# Training annotations of the published size, 41,258 records, take some 65 MB and 3 million steps.
+_MAX_BYTES = 512 * 2**20
+_MAX_STEPS = 20_000_000
+_MAX_MARKS = 64
+_MAX_WAITING = 100_000
+_MAX_ID = 10**9
+
+
+class RhdHand(NamedTuple):
+    """The dominant hand of one record: the one with more pixels in the mask.
+
+    Attributes:
+        image_id: split and number, such as 'training/00017'.
+        image_path: of the colour image.
+        keypoints: f32[21 2], (x, y), image pixels, in the order of handpose_jax.hand.
+        visible: bool[21].
+        keypoints_3d: f32[21 3], metres, camera frame (x right, y down, z forward).
+        camera: f64[3 3] intrinsic matrix.
+        is_left: which hand it is.
+        box: f32[4], the tight box of the visible keypoints; of all, where the visible ones span
+            none. Image pixels.
+    """
+
+    image_id: str
+    image_path: Path
+    keypoints: Float[np.ndarray, '21 2']
+    visible: Bool[np.ndarray, '21']
+    keypoints_3d: Float[np.ndarray, '21 3']
+    camera: Float[np.ndarray, '3 3']
+    is_left: bool
+    box: Float[np.ndarray, '4']
+
+
+class RhdAnnotations(Sequence[RhdHand]):
+    """The records of one split, by their numbers; each is checked, and its mask read, when taken.
+
+    Args:
+        folder: of the data set; holds the folders of the splits.
+        split: 'training' or 'evaluation'.
+
+    Raises:
+        ValueError: for a split that does not exist, or annotations that cannot be read, are larger
+            than any RHD, hold anything but plain values and arrays, or are no dictionary of
+            records by number.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], split: str):
+        _check_split(split)
+        self._split = split
+        self._folder = Path(folder) / split
+        self._path = self._folder / f'anno_{split}.pickle'
+        self._records = _read_records(self._path)
+        self._ids = sorted(self._records)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def image_id(self, index: int, /) -> str:
+        """Split and number of a record, known without checking it."""
+        return f'{self._split}/{self._ids[index]:05d}'
+
+    @overload
+    def __getitem__(self, index: int, /) -> RhdHand: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> Sequence[RhdHand]: ...
+    def __getitem__(self, index: int | slice, /) -> RhdHand | Sequence[RhdHand]:
+        """Returns the dominant hand of a record.
+
+        Raises:
+            ValueError: naming file, record and field, for values of another type or shape, not
+                finite or beyond reason; for a missing image; for a mask that is no RHD mask, or
+                that shows a hand without keypoints.
+        """
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        return self._hand(self._ids[index])
+
+    def _hand(self, number: int) -> RhdHand:
+        image_path = self._folder / 'color' / f'{number:05d}.png'
+        if not image_path.is_file():
+            raise ValueError(
+                f'{self._path}: record {number}: expected its image {image_path}, but there is no '
+                'such file; unpack the archive again'
+            )
+        mask_path = self._folder / 'mask' / f'{number:05d}.png'
+        mask = _read_mask(mask_path)
+        try:
+            values = _parse_record(self._records[number], mask.shape)
+            is_left = _left_is_dominant(values, mask, mask_path)
+            rows = _LEFT if is_left else _RIGHT
+            points = values['uv_vis'][rows][list(_RHD_INDEX)]
+            keypoints = points[:, :2].astype(np.float32)
+            visible = points[:, 2] == 1
+            box = _box(keypoints, visible)
+        except ValueError as error:
+            raise ValueError(f'{self._path}: record {number}, {error}') from error
+        return RhdHand(
+            image_id=f'{self._split}/{number:05d}',
+            image_path=image_path,
+            keypoints=keypoints,
+            visible=visible,
+            keypoints_3d=values['xyz'][rows][list(_RHD_INDEX)].astype(np.float32),
+            camera=values['K'].astype(np.float64),
+            is_left=is_left,
+            box=box,
+        )
+
+
+def write_rhd(
+    folder: str | os.PathLike[str], split: str, samples: Iterable[scene.RenderedHand]
+) -> int:
+    """Writes hands as a split of RHD, numbered from 0.
+
+    The hand that is not there has zeros for values and visibility, as nobody knows where it is. The
+    renderer does not tell the parts of the hand apart, so all of the hand is marked as palm (17 or
+    33), and the forearm as person (1). `uv_vis` and `xyz` are float32, `K` is float64.
+
+    Args:
+        folder: of the data set; the split is made in it.
+        split: 'training' or 'evaluation'.
+        samples: the hands; taken one by one.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        ValueError: for another split, or if the split's folder holds files already.
+        OSError: if a file cannot be written.
+    """
+    _check_split(split)
+    target = Path(folder) / split
+    if target.exists() and any(target.iterdir()):
+        raise ValueError(f'{target}: expected a new or empty folder; remove it or give another')
+    for name in ('color', 'mask'):
+        (target / name).mkdir(parents=True, exist_ok=True)
+    records: dict[int, dict[str, np.ndarray]] = {}
+    for number, sample in enumerate(samples):
+        Image.fromarray(sample.image).save(target / 'color' / f'{number:05d}.png')
+        mask = np.zeros(sample.mask.shape, np.uint8)
+        mask[sample.mask == scene.FOREARM] = _MASK_PERSON
+        mask[sample.mask == scene.HAND] = _MASK_LEFT_PALM if sample.is_left else _MASK_RIGHT_PALM
+        Image.fromarray(mask).save(target / 'mask' / f'{number:05d}.png')
+        records[number] = _record(sample)
+    # Last and at once, so that a split that was not finished has no annotations.
+    path = target / f'anno_{split}.pickle'
+    temporary = path.with_suffix('.partial')
+    with temporary.open('wb') as file:
+        pickle.dump(records, file, protocol=2)
+    temporary.replace(path)
+    return len(records)
+
+
+def _record(sample: scene.RenderedHand) -> dict[str, np.ndarray]:
+    order = list(_RHD_INDEX)
+    rows = _LEFT if sample.is_left else _RIGHT
+    uv_vis = np.zeros(_FIELDS['uv_vis'], np.float32)
+    xyz = np.zeros(_FIELDS['xyz'], np.float32)
+    uv_vis[rows] = np.column_stack([sample.keypoints, sample.visible])[order]
+    xyz[rows] = sample.keypoints_3d[order]
+    return {'uv_vis': uv_vis, 'xyz': xyz, 'K': np.asarray(sample.camera, np.float64)}
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f'the splits of RHD are {SPLITS}, got {split!r}')
+
+
+def _read_records(path: Path) -> dict[int, Any]:
+    try:
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise ValueError(
+                f'{path}: expected at most {_MAX_BYTES:,} bytes, got {size:,}; no annotations of '
+                'RHD are as large as that'
+            )
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(
+            f'{path}: no such annotation file; give the folder that holds {" and ".join(SPLITS)}'
+        ) from error
+    except OSError as error:
+        raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
+    try:
+        records = _Unpickler(data).load()
+    except ValueError as error:
+        raise ValueError(
+            f'{path}: expected a pickle of numbers, text, lists, dictionaries and NumPy arrays '
+            f'only: {error}; use the file of the published archive'
+        ) from error
+    if not isinstance(records, dict) or not records:
+        raise ValueError(f'{path}: expected a dictionary of records, got {_show(records)}')
+    for number in records:
+        if not isinstance(number, int):
+            raise ValueError(f'{path}: expected records by number, got the key {number!r}')
+    return records
+
+
+def _parse_record(record: Any, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    if not isinstance(record, dict):
+        raise ValueError(f'expected a dictionary of {list(_FIELDS)}, got {_show(record)}')
+    values = {name: _parse_field(record, name, shape) for name, shape in _FIELDS.items()}
+    uv_vis, xyz = values['uv_vis'], values['xyz']
+    _check_range('uv_vis', uv_vis, _MAX_PIXELS, 'px')
+    _check_range('xyz', xyz, _MAX_METRES, 'm')
+    flags = uv_vis[:, 2]
+    if not np.isin(flags, (0, 1)).all():
+        wrong = int(np.argmin(np.isin(flags, (0, 1))))
+        raise ValueError(
+            f"field 'uv_vis': expected a visibility of 0 or 1, got {flags[wrong]:g} in row {wrong}"
+        )
+    behind = (flags == 1) & (xyz[:, 2] <= 0)
+    if behind.any():
+        wrong = int(np.argmax(behind))
+        raise ValueError(
+            f"field 'xyz': expected visible keypoints before the camera (z > 0), got "
+            f'z = {xyz[wrong, 2]:g} m in row {wrong}'
+        )
+    _check_camera(values['K'], size)
+    return values
+
+
+def _parse_field(record: dict[Any, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    expected = f'expected a float32 or float64 array of shape {shape}'
+    if name not in record:
+        raise ValueError(f'field {name!r}: {expected}, but it is missing')
+    value = record[name]
+    if not isinstance(value, _Array) or value.values is None:
+        raise ValueError(f'field {name!r}: {expected}, got {_show(value)}')
+    array = value.values
+    if array.shape != shape or array.dtype.kind != 'f' or array.dtype.itemsize < 4:
+        raise ValueError(f'field {name!r}: {expected}, got {_show(value)}')
+    if not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f'field {name!r}: expected finite values, got {array[where]} at {where}')
+    return array
+
+
+def _check_range(name: str, array: np.ndarray, limit: float, unit: str) -> None:
+    worst = np.abs(array).max()
+    if worst > limit:
+        raise ValueError(f'field {name!r}: expected at most {limit:g} {unit}, got {worst:g}')
+
+
+def _check_camera(camera: Float[np.ndarray, '3 3'], size: tuple[int, int]) -> None:
+    height, width = size
+    sound = (
+        (camera[2] == (0, 0, 1)).all()
+        and camera[1, 0] == 0
+        and 1 <= camera[0, 0] <= _MAX_PIXELS
+        and 1 <= camera[1, 1] <= _MAX_PIXELS
+        and abs(camera[0, 1]) <= camera[0, 0]
+        # A crop may have its principal point outside, but not far.
+        and -width <= camera[0, 2] <= 2 * width
+        and -height <= camera[1, 2] <= 2 * height
+    )
+    if not sound:
+        raise ValueError(
+            "field 'K': expected [[fx s cx] [0 fy cy] [0 0 1]] in pixels, with focal lengths of at "
+            f'least 1 and its centre near the {width} x {height} image, got {camera.tolist()}'
+        )
+
+
+def _read_mask(path: Path) -> UInt8[np.ndarray, 'h w']:
+    rgb = images.read_image(path)
+    mask = rgb[:, :, 0]
+    if (rgb != mask[:, :, None]).any():
+        raise ValueError(f'{path}: expected a mask in grey levels, got one in colours')
+    if mask.max() > _MASK_RIGHT_PALM:
+        raise ValueError(
+            f'{path}: expected a mask of values 0..{_MASK_RIGHT_PALM}, got {mask.max()}'
+        )
+    return mask
+
+
+def _left_is_dominant(
+    values: dict[str, np.ndarray], mask: UInt8[np.ndarray, 'h w'], mask_path: Path
+) -> bool:
+    pixels = {
+        'left': int(((mask >= _MASK_LEFT_FIRST) & (mask <= _MASK_LEFT_PALM)).sum()),
+        'right': int((mask > _MASK_LEFT_PALM).sum()),
+    }
+    ranks = {}
+    for side, rows in (('left', _LEFT), ('right', _RIGHT)):
+        points = values['uv_vis'][rows]
+        # Visibility and presence decide where no hand is seen in the mask.
+        ranks[side] = (pixels[side], int(points[:, 2].sum()), bool(points.any()))
+    # Of equals the right one: the authors ask for more pixels on the left.
+    dominant = 'left' if ranks['left'] > ranks['right'] else 'right'
+    if not ranks[dominant][2]:
+        raise ValueError(
+            f"field 'uv_vis': expected keypoints of the {dominant} hand, of which {mask_path} "
+            f'shows {pixels[dominant]} pixels ({pixels}), got zeros only'
+        )
+    return dominant == 'left'
+
+
+def _box(
+    keypoints: Float[np.ndarray, '21 2'], visible: Bool[np.ndarray, '21']
+) -> Float[np.ndarray, '4']:
+    for counted in (visible, np.ones_like(visible)):
+        if counted.any():
+            box = geometry.keypoint_box(keypoints, counted)
+            if geometry.longest_side(box) > 0:
+                return box.astype(np.float32)
+    raise ValueError(
+        "field 'uv_vis': expected keypoints at more than one place, got all of them at "
+        f'{keypoints[0].tolist()}'
+    )
+
+
+class _Global(NamedTuple):
+    """A name in the file that stands for one of the steps that make arrays; nothing to call."""
+
+    role: str
+
+
+class _Dtype:
+    """A numeric dtype in the making."""
+
+    __slots__ = ('code', 'order')
+
+    def __init__(self, code: str):
+        self.code = code
+        self.order = '<'
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        return np.dtype(self.order + self.code)
+
+
+class _Array:
+    """An array in the making; `values` is None until its content has come."""
+
+    __slots__ = ('values',)
+
+    def __init__(self, values: Shaped[np.ndarray, '...'] | None = None):
+        self.values = values
+
+
+# Where NumPy 1 and 2 have the functions that their pickles name.
+_GLOBALS = {
+    'numpy ndarray': 'ndarray',
+    'numpy dtype': 'dtype',
+    '_codecs encode': 'encode',
+    **{
+        f'numpy.{core}.{name}': role
+        for core in ('core', '_core')
+        for name, role in (
+            ('multiarray _reconstruct', 'reconstruct'),
+            ('multiarray scalar', 'scalar'),
+            ('numeric _frombuffer', 'frombuffer'),
+        )
+    },
+}
+
+# Steps that push their own argument.
+_LITERALS = {
+    *('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT'),
+    *('STRING', 'BINSTRING', 'SHORT_BINSTRING', 'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8'),
+    *('UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'BYTEARRAY8'),
+}
+
+_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
+
+_SHORT_TUPLES = {'EMPTY_TUPLE': 0, 'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
+
+
+class _Unpickler:
+    """Reads a pickle without calling, importing or hashing anything that it names or builds.
+
+    `pickletools` takes the file apart into steps; they are carried out here on a stack, and neither
+    goes deeper the deeper the values are nested. Dictionaries have numbers or text for keys: the
+    hash of a tuple costs as much as all that it holds, and one of a hundred bytes can hold
+    2 to the 30th values. Memory stays within a small multiple of the file.
+
+    Arrays come back as `_Array`.
+    """
+
+    def __init__(self, data: bytes):
+        self._data = data
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        self._encoded = 0
+
+    def load(self) -> Any:
+        """Returns the value in the file.
+
+        Raises:
+            ValueError: for anything that is damaged, not plain, or out of proportion.
+        """
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(self._data)):
+            if count >= _MAX_STEPS:
+                raise ValueError(f'it takes more than {_MAX_STEPS:,} steps')
+            if opcode.name == 'STOP':
+                break
+            self._step(opcode.name, argument)
+            if len(self._stack) > _MAX_WAITING or len(self._below) > _MAX_MARKS:
+                raise ValueError('it is nested too deeply')
+        value = self._pop()
+        if self._stack or self._below:
+            raise ValueError('it is damaged: values are left over at its end')
+        return value
+
+    def _step(self, name: str, argument: Any) -> None:
+        if name in _LITERALS:
+            self._stack.append(argument)
+        elif name in ('BINPUT', 'LONG_BINPUT', 'PUT', 'MEMOIZE'):
+            self._memo[len(self._memo) if name == 'MEMOIZE' else argument] = self._top()
+        elif name in ('BINGET', 'LONG_BINGET', 'GET'):
+            if argument not in self._memo:
+                raise ValueError(f'it is damaged: it uses value {argument} before it is there')
+            self._stack.append(self._memo[argument])
+        elif name in _SHORT_TUPLES:
+            items = [self._pop() for _ in range(_SHORT_TUPLES[name])]
+            self._stack.append(tuple(reversed(items)))
+        elif name == 'TUPLE':
+            items = self._pop_mark()
+            self._stack.append(tuple(items))
+        elif name == 'MARK':
+            self._below.append(self._stack)
+            self._stack = []
+        elif name == 'REDUCE':
+            self._reduce()
+        elif name == 'BUILD':
+            self._build()
+        elif name == 'GLOBAL':
+            self._global(argument)
+        elif name == 'STACK_GLOBAL':
+            member, module = self._pop(), self._pop()
+            if not isinstance(member, str) or not isinstance(module, str):
+                raise ValueError('it is damaged: a name is not text')
+            self._global(f'{module} {member}')
+        elif name in ('EMPTY_DICT', 'EMPTY_LIST'):
+            self._stack.append({} if name == 'EMPTY_DICT' else [])
+        elif name in ('DICT', 'LIST'):
+            items = self._pop_mark()
+            self._stack.append({} if name == 'DICT' else [])
+            (self._set_items if name == 'DICT' else self._extend)(items)
+        elif name == 'SETITEM':
+            value, key = self._pop(), self._pop()
+            self._set_items([key, value])
+        elif name == 'SETITEMS':
+            self._set_items(self._pop_mark())
+        elif name in ('APPEND', 'APPENDS'):
+            self._extend([self._pop()] if name == 'APPEND' else self._pop_mark())
+        elif name in _CONSTANTS:
+            self._stack.append(_CONSTANTS[name])
+        elif name == 'INST':
+            raise ValueError(f'it asks for {_dotted(argument)}, which is refused')
+        elif name not in ('PROTO', 'FRAME'):
+            raise ValueError(f'it uses the step {name}, which is refused')
+
+    def _pop(self) -> Any:
+        self._top()
+        return self._stack.pop()
+
+    def _top(self) -> Any:
+        if not self._stack:
+            raise ValueError('it is damaged: a value is missing')
+        return self._stack[-1]
+
+    def _pop_mark(self) -> list[Any]:
+        if not self._below:
+            raise ValueError('it is damaged: a mark is missing')
+        items, self._stack = self._stack, self._below.pop()
+        return items
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self._top()
+        if not isinstance(target, list):
+            raise ValueError(f'it appends to {_show(target)}, which is refused')
+        target.extend(items)
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._top()
+        if not isinstance(target, dict) or len(items) % 2:
+            raise ValueError(f'it sets items of {_show(target)}, which is refused')
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Larger numbers can be chosen to have equal hashes.
+            if not isinstance(key, str) and not (type(key) is int and 0 <= key < _MAX_ID):
+                raise ValueError(
+                    f'a dictionary has the key {_show(key)}; expected text or a number of '
+                    f'0..{_MAX_ID - 1:,}'
+                )
+            target[key] = value
+
+    def _global(self, name: str) -> None:
+        if name not in _GLOBALS:
+            raise ValueError(f'it asks for {_dotted(name)}, which is refused')
+        self._stack.append(_Global(_GLOBALS[name]))
+
+    def _reduce(self) -> None:
+        arguments, called = self._pop(), self._pop()
+        if not isinstance(called, _Global) or not isinstance(arguments, tuple):
+            raise ValueError(f'it calls {_show(called)}, which is refused')
+        # Matched by their types, and never compared: comparing goes as deep as the values.
+        match called.role, arguments:
+            case 'reconstruct', (_Global(role='ndarray'), tuple(), str() | bytes()):
+                self._stack.append(_Array())
+            case 'dtype', (str() as code, *_) if re.fullmatch('f[248]|[iu][1248]|b1', code):
+                self._stack.append(_Dtype(code))
+            case 'dtype', (str() as code, *_):
+                raise ValueError(f'it holds an array of dtype {_show(code)}; expected numbers')
+            case 'encode', (str() as text, 'latin1' | 'latin-1'):
+                self._stack.append(self._bytes(text))
+            case 'scalar', (_Dtype() as dtype, data):
+                self._stack.append(self._array(data, dtype, (1,), False)[0].item())
+            case 'frombuffer', (data, _Dtype() as dtype, tuple() as shape, 'C' | 'F' as order):
+                self._stack.append(_Array(self._array(data, dtype, shape, order == 'F')))
+            case role, _:
+                raise ValueError(f'it calls {role} with unexpected arguments, which is refused')
+
+    def _build(self) -> None:
+        state, target = self._pop(), self._top()
+        match target, state:
+            case _Dtype(), (int(), '<' | '>' | '|' as order, None, None, None, *_):
+                target.order = order
+            case _Array(), (int(), tuple() as shape, _Dtype() as dtype, int() as fortran, data):
+                target.values = self._array(data, dtype, shape, bool(fortran))
+            case _:
+                raise ValueError(f'it changes {_show(target)} in an unexpected way, refused')
+
+    def _bytes(self, data: Any) -> bytes:
+        if isinstance(data, bytes):
+            return data
+        if not isinstance(data, str | bytearray):
+            raise ValueError(f'expected the bytes of an array, got {_show(data)}')
+        # One value of the file can be used many times, and each use makes a copy.
+        self._encoded += len(data)
+        if self._encoded > len(self._data):
+            raise ValueError('it holds more bytes of arrays than it has itself')
+        # Python 2 had one type for text and bytes.
+        return data.encode('latin-1') if isinstance(data, str) else bytes(data)
+
+    def _array(self, data: Any, dtype: _Dtype, shape: tuple[Any, ...], fortran: bool) -> np.ndarray:
+        content = self._bytes(data)
+        sizes = [size for size in shape if type(size) is int and 0 < size <= len(content)]
+        if (
+            len(sizes) != len(shape)
+            or len(shape) > 32
+            or math.prod(sizes) * dtype.numpy.itemsize != len(content)
+        ):
+            raise ValueError(
+                f'it is damaged: the {len(content)} bytes of an array of {dtype.numpy} do not fit '
+                f'its {len(shape)}-dimensional shape'
+            )
+        return np.frombuffer(content, dtype.numpy).reshape(shape, order='F' if fortran else 'C')
+
+
+def _dotted(name: str) -> str:
+    return _show(name.replace(' ', '.'))
+
+
+def _show(value: Any) -> str:
+    """A short name for a value; never looks into containers, which may hold themselves."""
+    if value is None or isinstance(value, bool | float):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 80 else value[:77] + '...')
+    if isinstance(value, _Array):
+        if value.values is None:
+            return 'an array without content'
+        return f'an array of {value.values.dtype} and shape {value.values.shape}'
+    if isinstance(value, _Global):
+        return f'the name of a function ({value.role})'
+    return f'a value of type {type(value).__name__}'
