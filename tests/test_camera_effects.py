@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from handpose_jax.synthetic.camera_effects import CameraEffects, develop, sample
 from PIL import Image
+
+from handpose_jax.synthetic.camera_effects import CameraEffects, develop, sample
 
 
 def flat(value=0.3, size=64):
@@ -47,8 +48,6 @@ def test_without_effects_only_the_srgb_curve_is_applied():
         CameraEffects(defocus=3.7),
         CameraEffects(sharpening=0.8),
         CameraEffects(contrast=0.8),
-        CameraEffects(resolution=0.5),
-        CameraEffects(resolution=0.37),
     ],
     ids=str,
 )
@@ -59,6 +58,18 @@ def test_nothing_moves(effects):
     before = develop(light, CameraEffects(), random())
     np.testing.assert_allclose(centre_of(developed), centre_of(before), atol=0.12)
     assert (developed != before).any()
+
+
+@pytest.mark.parametrize('small', [24, 37, 50])
+def test_enlarging_moves_nothing_either(small):
+    at = np.array([8.0, 15.0])
+    picture = spot(size=small, at=at, width=2.0)
+    before = centre_of(develop(picture, CameraEffects(), random()))
+    large = develop(picture, CameraEffects(), random(), size=65)
+    assert large.shape == (65, 65, 3)
+    # The pixel-centre rule.
+    expected = (before + 0.5) * 65 / small - 0.5
+    np.testing.assert_allclose(centre_of(large), expected, atol=0.15)
 
 
 @pytest.mark.parametrize('effects', [CameraEffects(motion=(7.0, 3.0)), CameraEffects(defocus=3.0)])

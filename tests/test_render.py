@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+
 from handpose_jax.synthetic import render, shapes
 
 GREY = render.Material(np.full(3, 0.5))
@@ -161,7 +162,9 @@ def test_the_environment_shines_from_up(up):
     sky = np.zeros((8, 16, 3), np.float32)
     sky[:3] = 1
     shape = shapes.ball(0.05)
-    surface = render.Surface(shape.vertices + [0, 0, 0.5], shape.faces, GREY, normals=shape.normals)
+    surface = render.Surface(
+        shape.vertices + np.array([0, 0, 0.5]), shape.faces, GREY, normals=shape.normals
+    )
     camera = np.array([[120.0, 0, 15.5], [0, 120, 15.5], [0, 0, 1]])
     buffers = render.render(
         scene(surface, environment=sky, up=up, camera=camera, width=32, height=32, samples=64)
@@ -206,9 +209,37 @@ def test_the_window_changes_nothing_inside_it():
     part = render.render(scene(surface, window=(10, 20, 40, 44)))
 
     np.testing.assert_array_equal(part.shape_id[20:44, 10:40], whole.shape_id[20:44, 10:40])
-    np.testing.assert_allclose(part.depth[20:44, 10:40], whole.depth[20:44, 10:40], rtol=1e-6)
+    np.testing.assert_allclose(part.depth[20:44, 10:40], whole.depth[20:44, 10:40], rtol=1e-5)
     assert (part.shape_id[:20] == render.NOTHING).all()
     assert (part.alpha[:, 40:] == 0).all()
+
+
+def test_beyond_the_window_the_rest_is_rendered_too():
+    surface = ball(np.array([0, 0, 0.5]), 0.1)
+    whole = render.render(scene(surface))
+    part = render.render(scene(surface, window=(10, 20, 40, 44), beyond=True))
+
+    np.testing.assert_array_equal(part.shape_id, whole.shape_id)
+    np.testing.assert_allclose(part.depth, whole.depth, rtol=1e-5)
+    beyond = whole.shape_id == 0
+    beyond[20:44, 10:40] = False
+    assert beyond.sum() > 50
+    assert (part.rgb[beyond] > 0).mean() > 0.95
+
+
+def test_smoothing_removes_noise_and_neither_edges_nor_texture():
+    texture = np.zeros((64, 64, 3), np.float32) + 0.1
+    texture[:, ::2] = 0.8
+    striped = render.Material(texture, roughness=1.0, specular=0.0)
+    lamp = render.PanelLight(np.array([-0.5, 0, 0]), np.array([0, 0, 0.5]), 0.3, np.full(3, 20.0))
+    surfaces = [plate(0.5, half=0.3, material=striped), ball(np.array([0, 0, 0.4]), 0.04)]
+    few, many = (
+        render.render(scene(*surfaces, lights=[lamp], samples=n, seed=n)).rgb for n in (4, 400)
+    )
+    noise = np.abs(few - many)
+    assert np.median(noise / many) < 0.06
+    # Neither the stripes nor the outline of the ball have been washed out.
+    assert np.corrcoef(few.ravel(), many.ravel())[0, 1] > 0.985
 
 
 def test_the_same_picture_on_any_number_of_threads():

@@ -1,6 +1,7 @@
-"""glTF rigs: a tiny one made here, in every handedness, file form and naming; and the real one."""
+"""glTF rigs: a tiny one made here, in every handedness, file form and naming; and a real one."""
 
 import base64
+import itertools
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import struct
 
 import numpy as np
 import pytest
+
 from handpose_jax import hand
 from handpose_jax.synthetic import bodies, rig, skeleton
 
@@ -40,7 +42,8 @@ def mixamo_names():
 
 def gently_bent():
     angles = np.zeros((5, 4))
-    angles[:, 1:] = np.radians([12, 14, 9])
+    # Not at the base: there, a bent finger would hollow the palm.
+    angles[:, 2:] = np.radians([24, 16])
     return bodies.HandPose(angles, np.zeros(2))
 
 
@@ -106,13 +109,12 @@ def make_rig(
 
     arrays = [
         (vertices.astype('<f4'), 'VEC3'),
-        (np.zeros((len(vertices), 2), '<f4') + [0.25, 0.125], 'VEC2'),
-        (np.column_stack([joints, *[np.zeros(len(joints))] * 3]).astype('u1'), 'VEC4'),
+        (np.tile(np.array([0.25, 0.125], '<f4'), (len(vertices), 1)), 'VEC2'),
+        (np.pad(np.array(joints)[:, None], ((0, 0), (0, 3))).astype('u1'), 'VEC4'),
         (np.tile(np.array([255, 0, 0, 0], 'u1'), (len(joints), 1)), 'VEC4'),
         (faces.reshape(-1, 1).astype('<u2'), 'SCALAR'),
         (inverse[kept].transpose(0, 2, 1).reshape(-1, 16).astype('<f4'), 'MAT4'),
     ]
-    arrays[1] = (arrays[1][0].astype('<f4'), 'VEC2')
     blob, views, accessors = b'', [], []
     for values, kind in arrays:
         blob += b'\0' * (-len(blob) % 4)
@@ -229,7 +231,7 @@ def test_directions_are_the_skeletons(tmp_path, seed):
     expected = skeleton.forward_kinematics(skeleton.AVERAGE, pose).keypoints
 
     for chain in hand.FINGERS.values():
-        for one, other in zip(chain[:-1], chain[1:], strict=True):
+        for one, other in itertools.pairwise(chain):
             bone, wanted = keypoints[other] - keypoints[one], expected[other] - expected[one]
             cosine = bone @ wanted / np.linalg.norm(bone) / np.linalg.norm(wanted)
             assert cosine == pytest.approx(1, abs=1e-9)

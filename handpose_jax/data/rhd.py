@@ -29,7 +29,8 @@ import os
 import pickle
 import pickletools
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -419,16 +420,12 @@ _GLOBALS = {
     },
 }
 
-# Steps that push their own argument.
-_LITERALS = {
+# Steps that put their own argument on the stack.
+_LITERALS = (
     *('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT'),
     *('STRING', 'BINSTRING', 'SHORT_BINSTRING', 'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8'),
     *('UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'BYTEARRAY8'),
-}
-
-_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
-
-_SHORT_TUPLES = {'EMPTY_TUPLE': 0, 'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
+)
 
 
 class _Unpickler:
@@ -448,6 +445,36 @@ class _Unpickler:
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._encoded = 0
+        self._steps: dict[str, Callable[[Any], None]] = {
+            **dict.fromkeys(_LITERALS, self._push),
+            'PROTO': self._ignore,
+            'FRAME': self._ignore,
+            'NONE': lambda _: self._push(None),
+            'NEWTRUE': lambda _: self._push(True),
+            'NEWFALSE': lambda _: self._push(False),
+            'EMPTY_DICT': lambda _: self._push({}),
+            'EMPTY_LIST': lambda _: self._push([]),
+            'EMPTY_TUPLE': lambda _: self._push(()),
+            'TUPLE1': lambda _: self._short_tuple(1),
+            'TUPLE2': lambda _: self._short_tuple(2),
+            'TUPLE3': lambda _: self._short_tuple(3),
+            'MARK': self._mark,
+            'TUPLE': lambda _: self._push(tuple(self._pop_mark())),
+            'LIST': lambda _: self._push(self._pop_mark()),
+            'DICT': self._dict,
+            'APPEND': lambda _: self._extend([self._pop()]),
+            'APPENDS': lambda _: self._extend(self._pop_mark()),
+            'SETITEM': lambda _: self._set_items([self._pop(), self._pop()][::-1]),
+            'SETITEMS': lambda _: self._set_items(self._pop_mark()),
+            **dict.fromkeys(('PUT', 'BINPUT', 'LONG_BINPUT'), self._keep),
+            'MEMOIZE': lambda _: self._keep(len(self._memo)),
+            **dict.fromkeys(('GET', 'BINGET', 'LONG_BINGET'), self._recall),
+            'GLOBAL': self._global,
+            'STACK_GLOBAL': self._stack_global,
+            'INST': self._instance,
+            'REDUCE': self._reduce,
+            'BUILD': self._build,
+        }
 
     def load(self) -> Any:
         """Returns the value in the file.
@@ -455,67 +482,54 @@ class _Unpickler:
         Raises:
             ValueError: for anything that is damaged, not plain, or out of proportion.
         """
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(self._data)):
-            if count >= _MAX_STEPS:
-                raise ValueError(f'it takes more than {_MAX_STEPS:,} steps')
-            if opcode.name == 'STOP':
-                break
-            self._step(opcode.name, argument)
-            if len(self._stack) > _MAX_WAITING or len(self._below) > _MAX_MARKS:
-                raise ValueError('it is nested too deeply')
+        # A strange escape in a name makes pickletools warn; the name is refused here anyway.
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            self._run()
         value = self._pop()
         if self._stack or self._below:
             raise ValueError('it is damaged: values are left over at its end')
         return value
 
-    def _step(self, name: str, argument: Any) -> None:
-        if name in _LITERALS:
-            self._stack.append(argument)
-        elif name in ('BINPUT', 'LONG_BINPUT', 'PUT', 'MEMOIZE'):
-            self._memo[len(self._memo) if name == 'MEMOIZE' else argument] = self._top()
-        elif name in ('BINGET', 'LONG_BINGET', 'GET'):
-            if argument not in self._memo:
-                raise ValueError(f'it is damaged: it uses value {argument} before it is there')
-            self._stack.append(self._memo[argument])
-        elif name in _SHORT_TUPLES:
-            items = [self._pop() for _ in range(_SHORT_TUPLES[name])]
-            self._stack.append(tuple(reversed(items)))
-        elif name == 'TUPLE':
-            items = self._pop_mark()
-            self._stack.append(tuple(items))
-        elif name == 'MARK':
-            self._below.append(self._stack)
-            self._stack = []
-        elif name == 'REDUCE':
-            self._reduce()
-        elif name == 'BUILD':
-            self._build()
-        elif name == 'GLOBAL':
-            self._global(argument)
-        elif name == 'STACK_GLOBAL':
-            member, module = self._pop(), self._pop()
-            if not isinstance(member, str) or not isinstance(module, str):
-                raise ValueError('it is damaged: a name is not text')
-            self._global(f'{module} {member}')
-        elif name in ('EMPTY_DICT', 'EMPTY_LIST'):
-            self._stack.append({} if name == 'EMPTY_DICT' else [])
-        elif name in ('DICT', 'LIST'):
-            items = self._pop_mark()
-            self._stack.append({} if name == 'DICT' else [])
-            (self._set_items if name == 'DICT' else self._extend)(items)
-        elif name == 'SETITEM':
-            value, key = self._pop(), self._pop()
-            self._set_items([key, value])
-        elif name == 'SETITEMS':
-            self._set_items(self._pop_mark())
-        elif name in ('APPEND', 'APPENDS'):
-            self._extend([self._pop()] if name == 'APPEND' else self._pop_mark())
-        elif name in _CONSTANTS:
-            self._stack.append(_CONSTANTS[name])
-        elif name == 'INST':
-            raise ValueError(f'it asks for {_dotted(argument)}, which is refused')
-        elif name not in ('PROTO', 'FRAME'):
-            raise ValueError(f'it uses the step {name}, which is refused')
+    def _run(self) -> None:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(self._data)):
+            if count >= _MAX_STEPS:
+                raise ValueError(f'it takes more than {_MAX_STEPS:,} steps')
+            if opcode.name == 'STOP':
+                return
+            step = self._steps.get(opcode.name)
+            if step is None:
+                raise ValueError(f'it uses the step {opcode.name}, which is refused')
+            step(argument)
+            if len(self._stack) > _MAX_WAITING or len(self._below) > _MAX_MARKS:
+                raise ValueError('it is nested too deeply')
+
+    def _ignore(self, argument: Any) -> None:
+        pass
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _short_tuple(self, length: int) -> None:
+        items = [self._pop() for _ in range(length)]
+        self._push(tuple(reversed(items)))
+
+    def _mark(self, _: Any) -> None:
+        self._below.append(self._stack)
+        self._stack = []
+
+    def _dict(self, _: Any) -> None:
+        items = self._pop_mark()
+        self._push({})
+        self._set_items(items)
+
+    def _keep(self, place: int) -> None:
+        self._memo[place] = self._top()
+
+    def _recall(self, place: int) -> None:
+        if place not in self._memo:
+            raise ValueError(f'it is damaged: it uses value {place} before it is there')
+        self._push(self._memo[place])
 
     def _pop(self) -> Any:
         self._top()
@@ -551,12 +565,21 @@ class _Unpickler:
                 )
             target[key] = value
 
+    def _stack_global(self, _: Any) -> None:
+        member, module = self._pop(), self._pop()
+        if not isinstance(member, str) or not isinstance(module, str):
+            raise ValueError('it is damaged: a name is not text')
+        self._global(f'{module} {member}')
+
     def _global(self, name: str) -> None:
         if name not in _GLOBALS:
             raise ValueError(f'it asks for {_dotted(name)}, which is refused')
         self._stack.append(_Global(_GLOBALS[name]))
 
-    def _reduce(self) -> None:
+    def _instance(self, name: str) -> None:
+        raise ValueError(f'it makes an instance of {_dotted(name)}, which is refused')
+
+    def _reduce(self, _: Any) -> None:
         arguments, called = self._pop(), self._pop()
         if not isinstance(called, _Global) or not isinstance(arguments, tuple):
             raise ValueError(f'it calls {_show(called)}, which is refused')
@@ -577,7 +600,7 @@ class _Unpickler:
             case role, _:
                 raise ValueError(f'it calls {role} with unexpected arguments, which is refused')
 
-    def _build(self) -> None:
+    def _build(self, _: Any) -> None:
         state, target = self._pop(), self._top()
         match target, state:
             case _Dtype(), (int(), '<' | '>' | '|' as order, None, None, None, *_):

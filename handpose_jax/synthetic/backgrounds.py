@@ -225,7 +225,12 @@ def pattern(rng: np.random.Generator, size: int) -> Picture:
     return np.clip(light * (1 - mix) + dark * mix, 0, 1.5).astype(np.float32)
 
 
-def surroundings(picture: Picture, *, height: int = 16) -> Picture:
+_WHITENESS = 0.6
+
+
+def surroundings(
+    picture: Float[np.ndarray, 's s 3'], *, height: int = 16
+) -> Float[np.ndarray, 'latitudes longitudes 3']:
     """Light from everywhere that goes with a backdrop: rough, and brighter from above.
 
     Args:
@@ -236,6 +241,8 @@ def surroundings(picture: Picture, *, height: int = 16) -> Picture:
     around = np.concatenate([coarse, coarse[:, ::-1]], axis=1)
     # What is not in the picture is guessed: mostly the average of what is.
     around = 0.5 * around + 0.5 * coarse.mean(axis=(0, 1))
+    # Most light comes from lamps and sky and is whiter than the things that it falls on.
+    around = (1 - _WHITENESS) * around + _WHITENESS * around.mean(axis=2, keepdims=True)
     above = np.linspace(1.6, 0.5, height, dtype=np.float32)[:, None, None]
     return np.ascontiguousarray(around * above, np.float32)
 

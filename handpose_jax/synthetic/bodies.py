@@ -5,7 +5,7 @@ base of the middle finger; +z out of the back of the hand; +x completes a right-
 points to the little finger's side. A left hand is the same body mirrored (x -> -x) at the very end.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -67,6 +67,7 @@ class PosedBody(NamedTuple):
     keypoints: Float[np.ndarray, '21 3']
 
 
+@runtime_checkable
 class Body(Protocol):
     """Something that can be posed; implemented by the bundled mesh and by external rigs."""
 

@@ -1,8 +1,8 @@
 """The bundled body: the flesh of flesh.py on the bones of skeleton.py, with nails and a sleeve.
 
-The skin is bound to the bones by two numbers for every finger: how much of a vertex belongs to it, and
-how far along its chain of joints the vertex lies. At a joint the skin turns in thirds of the bend, so
-that it keeps its thickness there, where a plain blend of two bones would pinch it.
+The skin is bound to the bones by two numbers for every finger: how much of a vertex belongs to it,
+and how far along its chain of joints the vertex lies. At a joint the skin turns in thirds of the
+bend, so that it keeps its thickness there, where a plain blend of two bones would pinch it.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from handpose_jax.synthetic import flesh, skeleton
 from handpose_jax.synthetic.bodies import CLOTH, NAIL, SKIN, HandPose, HandShape, PosedBody
 
-# Steps in which a joint bends, and the places on a finger's chain they make: the palm, three joints.
+# Steps in which a joint bends, and the places they make on a finger: the palm, then three joints.
 _STEPS = 3
 _PLACES = 3 * _STEPS + 1
 # Rows of transforms: the palm, then the places of every finger (the first is its bone inside the
@@ -47,19 +47,27 @@ class Sleeve(NamedTuple):
     seed: int
 
 
-class _Part(NamedTuple):
-    """A piece of the body in the rest pose; weights are its share of every transform."""
+class Part(NamedTuple):
+    """A piece of the body in the rest pose.
+
+    Attributes:
+        vertices: f64[v 3], metres, hand frame.
+        faces: i32[f 3], counter-clockwise from outside.
+        uv: f64[v 2], v up.
+        weights: f64[v t], the share of every transform in a vertex; sums to 1.
+        source: int[v]; vertices of one number are one point, cut apart by the chart.
+    """
 
     vertices: Float[np.ndarray, 'v 3']
     faces: Int[np.ndarray, 'f 3']
     uv: Float[np.ndarray, 'v 2']
     weights: Float[np.ndarray, 'v t']
-    source: Int[np.ndarray, 'v']  # vertices of one number are one point, cut apart by the chart
+    source: Int[np.ndarray, 'v']
 
 
-_REST = skeleton.forward_kinematics(skeleton.AVERAGE, flesh.REST)
+REST_SKELETON = skeleton.forward_kinematics(skeleton.AVERAGE, flesh.REST)
 # The frame of each straight finger.
-_BONES = _REST.frames[skeleton.FINGER_KEYPOINTS[:, 1]]
+_BONES = REST_SKELETON.frames[skeleton.FINGER_KEYPOINTS[:, 1]]
 
 
 def _ramp(at: Float[np.ndarray, '*s'], start: float, end: float) -> Float[np.ndarray, '*s']:
@@ -145,11 +153,11 @@ def _smoothed(
     return values
 
 
-# The skin's chart: the rest pose seen from the back (left half) and from the palm (right half), x
-# across and y up, in metres; the forearm is drawn shorter.
+# The skin's chart: the rest pose seen from behind (left half) and from the front (right half), y
+# up; the forearm is drawn shorter.
 CHART_LEFT, CHART_RIGHT = -0.122, 0.096
-_CHART_Y = np.array([-0.270, -0.040, 0.205])
-_CHART_V = np.array([0.005, 0.190, 0.995])
+_CHART_Y = np.array([-0.275, -0.040, 0.206])
+_CHART_V = np.array([0.0, 0.19, 1.0])
 
 
 def chart(points: Float[np.ndarray, 'n 3'], *, palm: bool) -> Float[np.ndarray, 'n 2']:
@@ -163,13 +171,14 @@ def chart(points: Float[np.ndarray, 'n 3'], *, palm: bool) -> Float[np.ndarray, 
         f64[n 2], texture coordinates, v up.
     """
     across = (points[:, 0] - CHART_LEFT) / (CHART_RIGHT - CHART_LEFT)
-    u = 0.5 * np.clip(across, 0.002, 0.998) + (0.5 if palm else 0.0)
+    across = np.clip(across, 0.002, 0.998)
+    u = 1 - 0.5 * across if palm else 0.5 * across
     return np.stack([u, np.interp(points[:, 1], _CHART_Y, _CHART_V)], axis=1)
 
 
 def unchart(uv: Float[np.ndarray, 'n 2']) -> Float[np.ndarray, 'n 2']:
     """Returns x and y of texture coordinates of the skin: the inverse of `chart`."""
-    across = uv[:, 0] % 0.5 / 0.5
+    across = 2 * np.minimum(uv[:, 0], 1 - uv[:, 0])
     x = CHART_LEFT + across * (CHART_RIGHT - CHART_LEFT)
     return np.stack([x, np.interp(uv[:, 1], _CHART_V, _CHART_Y)], axis=1)
 
@@ -191,7 +200,7 @@ def vertex_normals(
 
 
 @functools.lru_cache(maxsize=2)
-def _skin(step: float) -> _Part:
+def _skin(step: float) -> Part:
     mesh = flesh.mesh(step)
     points = mesh.vertices
     progress = np.stack([finger_progress(finger, points) for finger in range(5)], axis=1)
@@ -206,13 +215,22 @@ def _skin(step: float) -> _Part:
     number = np.zeros((2, len(points)), np.int32)
     number[0, back], number[1, palm] = np.arange(len(back)), len(back) + np.arange(len(palm))
     source = np.concatenate([back, palm])
-    return _Part(
+    return Part(
         points[source],
         np.where(on_palm[:, None], number[1][mesh.faces], number[0][mesh.faces]),
         np.concatenate([chart(points[back], palm=False), chart(points[palm], palm=True)]),
         weights[source],
         source,
     )
+
+
+DEFAULT_STEP = 0.0028
+"""Size of the mesh's triangles at the hand, metres."""
+
+
+def skin_part() -> Part:
+    """Returns the skin of the rest pose, for those who paint it."""
+    return _skin(DEFAULT_STEP)
 
 
 # Nails, in half breadths of their fingers: half breadth and length; the thumb's is the largest.
@@ -236,12 +254,14 @@ def _skin_height(finger: int, x: Float[np.ndarray, 'n'], y: Float[np.ndarray, 'n
     for _ in range(14):
         middle = (low + high) / 2
         local = np.stack([x, y, middle], axis=1)
-        outside = flesh.field(_REST.keypoints[at[0]] + local @ _REST.frames[at[1]].T) > 0
+        outside = (
+            flesh.field(REST_SKELETON.keypoints[at[0]] + local @ REST_SKELETON.frames[at[1]].T) > 0
+        )
         low, high = np.where(outside, low, middle), np.where(outside, middle, high)
     return low
 
 
-def _nail(finger: int) -> _Part:
+def _nail(finger: int) -> Part:
     at = skeleton.FINGER_KEYPOINTS[finger]
     half = flesh.HALF_BREADTHS[finger]
     breadth, length = _NAIL_HALF_BREADTH[finger] * half, _NAIL_LENGTH[finger] * half
@@ -250,7 +270,7 @@ def _nail(finger: int) -> _Part:
     along = np.linspace(0, 1, _NAIL_ALONG)
     v, u = np.meshgrid(along, across, indexing='ij')
     # The root is round, the free edge flatter.
-    rounded = 0.17 * np.abs(u) ** 2.6 * length * (1 - v) - 0.15 * np.abs(u) ** 2.2 * length * v
+    rounded = 0.17 * np.abs(u) ** 2.6 * length * (1 - v) - 0.26 * np.abs(u) ** 2.4 * length * v
     narrow = 0.92 + 0.08 * np.sin(math.pi * np.clip(v * 1.1, 0, 1))
     x, y = u * breadth * narrow, end - length + v * length + rounded
     skin = _skin_height(finger, x.ravel(), y.ravel()).reshape(x.shape)
@@ -276,10 +296,10 @@ def _nail(finger: int) -> _Part:
     local[rim, 1] -= 0.0002
     uv = np.stack(np.meshgrid(across / 2 + 0.5, along), axis=-1)
     uv = np.pad(uv, ((1, 1), (1, 1), (0, 0)), mode='edge')
-    points = _REST.keypoints[at[0]] + local.reshape(-1, 3) @ _REST.frames[at[1]].T
+    points = REST_SKELETON.keypoints[at[0]] + local.reshape(-1, 3) @ REST_SKELETON.frames[at[1]].T
     weights = np.zeros((len(points), _ROWS))
     weights[:, finger * _PLACES + _PLACES - 1] = 1.0
-    return _Part(
+    return Part(
         points,
         _grid_faces(_NAIL_ALONG + 2, _NAIL_ACROSS + 2),
         uv.reshape(-1, 2),
@@ -289,14 +309,14 @@ def _nail(finger: int) -> _Part:
 
 
 @functools.lru_cache(maxsize=1)
-def _nails() -> _Part:
+def _nails() -> Part:
     return _joined([_nail(finger) for finger in range(5)])
 
 
 _SLEEVE_AROUND, _SLEEVE_ALONG = 48, 26
 
 
-def _sleeve(sleeve: Sleeve) -> _Part:
+def _sleeve(sleeve: Sleeve) -> Part:
     rng = np.random.default_rng(sleeve.seed)
     around = np.linspace(0, 2 * math.pi, _SLEEVE_AROUND + 1)
     end = -flesh.FOREARM_LENGTH - 0.012
@@ -336,31 +356,40 @@ def _sleeve(sleeve: Sleeve) -> _Part:
     source = np.arange(rows * columns).reshape(rows, columns)
     source[:, -1] = source[:, 0]
     weights = _weights(np.zeros((len(points), 5)), np.full((len(points), 5), 0.2), points)
-    return _Part(
-        points, _grid_faces(rows, columns), uv.reshape(-1, 2), weights, source.ravel()
-    )
+    return Part(points, _grid_faces(rows, columns), uv.reshape(-1, 2), weights, source.ravel())
 
 
-def _joined(parts: list[_Part]) -> _Part:
+def _joined(parts: list[Part]) -> Part:
     starts = np.cumsum([0] + [len(part.vertices) for part in parts[:-1]])
-    return _Part(
+    return Part(
         np.concatenate([part.vertices for part in parts]),
-        np.concatenate([part.faces + start for part, start in zip(parts, starts, strict=True)]),
+        np.concatenate(
+            [part.faces + start for part, start in zip(parts, starts, strict=True)]
+        ).astype(np.int32),
         np.concatenate([part.uv for part in parts]),
         np.concatenate([part.weights for part in parts]),
         np.concatenate([part.source + start for part, start in zip(parts, starts, strict=True)]),
     )
 
 
+def sample_sleeve(rng: np.random.Generator) -> Sleeve:
+    """Draws a sleeve: tight or wide, ending at the hand or anywhere on the forearm."""
+    return Sleeve(
+        cuff=float(rng.uniform(0.0, 0.13)),
+        looseness=float(0.0015 * 8 ** rng.uniform()),
+        seed=int(rng.integers(2**31)),
+    )
+
+
 class BundledBody:
     """A hand made by the code itself: skin, nails and, if wanted, a sleeve (see bodies.Body).
 
-    The skin is a closed mesh with its forearm; nails and sleeve lie on it as meshes of their own. The
-    skin's texture coordinates are those of `chart`; a nail's run across and along it, a sleeve's
-    around and along it, each from 0 to 1.
+    The skin is a closed mesh with its forearm; nails and sleeve lie on it as meshes of their own.
+    The skin's texture coordinates are those of `chart`; a nail's run across and along it, a
+    sleeve's around and along it, each from 0 to 1.
     """
 
-    def __init__(self, *, sleeve: Sleeve | None = None, step: float = 0.0028):
+    def __init__(self, *, sleeve: Sleeve | None = None, step: float = DEFAULT_STEP):
         """Builds the mesh: seconds the first time in a process, then milliseconds.
 
         Args:
@@ -381,9 +410,7 @@ class BundledBody:
             parts.append(_sleeve(sleeve))
             regions.append(CLOTH)
         whole = _joined(parts)
-        self._regions = np.repeat(
-            np.array(regions, np.int32), [len(part.faces) for part in parts]
-        )
+        self._regions = np.repeat(np.array(regions, np.int32), [len(part.faces) for part in parts])
         self._faces = whole.faces
         self._uv = whole.uv.astype(np.float32)
         # Cut vertices are posed once, and their normals are those of the whole surface.
@@ -445,7 +472,7 @@ def _transforms(
     """What happens to a point of the rest pose at each place: turn @ point + offset."""
     keypoints = skeleton.FINGER_KEYPOINTS
     # Turns from the rest pose: of every finger's bone in the palm, then of its three beyond.
-    moved = posed.frames[keypoints] @ np.swapaxes(_REST.frames[keypoints], -1, -2)
+    moved = posed.frames[keypoints] @ np.swapaxes(REST_SKELETON.frames[keypoints], -1, -2)
     palm = np.diag([shape.palm_width, 1.0, shape.thickness])
     thick = np.full(5, shape.thickness)
     stretch = np.stack([thick, np.asarray(shape.lengths), thick], axis=1)
@@ -456,7 +483,7 @@ def _transforms(
     scales = np.broadcast_to(bone[:, None, None], (5, 3, _STEPS, 3, 3)).copy()
     scales[:, 0] = palm + part * (bone[:, None] - palm)
     stepped = _part_turns(moved[:, :3], moved[:, 1:]) @ scales
-    pivots = _REST.keypoints[keypoints[:, :3]][:, :, None]
+    pivots = REST_SKELETON.keypoints[keypoints[:, :3]][:, :, None]
     landed = posed.keypoints[keypoints[:, :3]][:, :, None]
     fingers = turns[:_WRIST_ROW].reshape(5, _PLACES, 3, 3)
     fingers[:, 0] = moved[:, 0] @ palm
@@ -470,10 +497,13 @@ def _transforms(
 def _part_turns(
     start: Float[np.ndarray, '*s 3 3'], end: Float[np.ndarray, '*s 3 3']
 ) -> Float[np.ndarray, '*s p 3 3']:
-    """The rotations a third, two thirds and all of the way; they are less than a half turn apart."""
+    """The rotations a third, two thirds and all of the way; less than a half turn."""
     turn = end @ np.swapaxes(start, -1, -2)
     axis = np.stack(
-        [turn[..., (k + 2) % 3, (k + 1) % 3] - turn[..., (k + 1) % 3, (k + 2) % 3] for k in range(3)],
+        [
+            turn[..., (k + 2) % 3, (k + 1) % 3] - turn[..., (k + 1) % 3, (k + 2) % 3]
+            for k in range(3)
+        ],
         axis=-1,
     )
     sine = np.linalg.norm(axis, axis=-1) / 2

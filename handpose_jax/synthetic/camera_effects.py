@@ -28,7 +28,6 @@ class CameraEffects:
         grain: correlation length of the noise, pixels; 0 for independent pixels.
         contrast: strength of an S-shaped tone curve, 0 for none.
         saturation: factor on the distance from grey.
-        resolution: the picture is taken at this part of its size and enlarged, 0..1.
         sharpening: strength of an unsharp mask.
         jpeg_quality: 1..100, or None for no compression.
     """
@@ -43,7 +42,6 @@ class CameraEffects:
     grain: float = 0.0
     contrast: float = 0.0
     saturation: float = 1.0
-    resolution: float = 1.0
     sharpening: float = 0.0
     jpeg_quality: int | None = None
 
@@ -73,24 +71,29 @@ def sample(rng: np.random.Generator, size: int) -> CameraEffects:
         grain=float(rng.uniform(0.3, 0.9)) if rng.random() < 0.5 else 0.0,
         contrast=float(rng.uniform(0, 0.8)),
         saturation=float(np.clip(rng.normal(1.0, 0.16), 0.3, 1.5)) * float(rng.random() > 0.02),
-        resolution=float(rng.uniform(0.35, 0.95)) if rng.random() < 0.3 else 1.0,
         sharpening=float(rng.uniform(0.1, 0.8)) if rng.random() < 0.4 else 0.0,
         jpeg_quality=int(rng.integers(35, 97)) if rng.random() < 0.85 else None,
     )
 
 
 def develop(
-    picture: Linear, effects: CameraEffects, rng: np.random.Generator
-) -> UInt8[np.ndarray, 'h w 3']:
+    picture: Linear,
+    effects: CameraEffects,
+    rng: np.random.Generator,
+    *,
+    size: int | None = None,
+) -> UInt8[np.ndarray, 'H W 3']:
     """Takes the photograph.
 
     Args:
         picture: f32[h w 3], linear RGB; 1 is white at exposure 1.
         effects: the camera's settings.
         rng: decides the noise.
+        size: enlarges the finished photograph to a square of this side, pixels, as a crop of a
+            larger one is enlarged.
 
     Returns:
-        u8[h w 3], sRGB. Nothing in it has moved: blur is symmetrical about each point.
+        u8, sRGB. Nothing in it has moved: blur is symmetrical about each point.
     """
     height, width = picture.shape[:2]
     light = picture * (effects.exposure * np.array(effects.white_balance, np.float32))
@@ -102,13 +105,6 @@ def develop(
         light = cv2.filter2D(light, -1, _streak(effects.motion), borderType=cv2.BORDER_REFLECT)
     if effects.vignetting:
         light = light * _vignette(height, width, effects.vignetting)
-    small = (
-        max(8, round(width * effects.resolution)),
-        max(8, round(height * effects.resolution)),
-    )
-    enlarged = small < (width, height)
-    if enlarged:
-        light = cv2.resize(light, small, interpolation=cv2.INTER_AREA)
     if effects.shot_noise or effects.read_noise:
         light = light + _noise(light, effects, rng)
     encoded = _encode(np.clip(light, 0, 1))
@@ -125,8 +121,8 @@ def develop(
     image = np.clip(np.rint(encoded * 255), 0, 255).astype(np.uint8)
     if effects.jpeg_quality is not None:
         image = _jpeg(image, effects.jpeg_quality)
-    if enlarged:
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    if size is not None and (size, size) != (width, height):
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
     return image
 
 

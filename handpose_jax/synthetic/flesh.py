@@ -38,13 +38,13 @@ _FINGER_PROFILE = np.array(
         [-0.40, 1.05, 0.82, 0.95],
         [0.00, 1.06, 0.88, 1.00],
         [0.25, 1.03, 0.80, 1.04],
-        [0.50, 0.97, 0.75, 1.00],
-        [0.75, 0.97, 0.79, 0.92],
+        [0.50, 0.97, 0.75, 1.06],
+        [0.75, 0.97, 0.79, 0.98],
         [0.90, 1.00, 0.87, 0.86],
         [1.00, 1.02, 0.91, 0.84],
-        [1.12, 1.00, 0.87, 0.86],
-        [1.35, 0.93, 0.76, 0.92],
-        [1.60, 0.90, 0.71, 0.90],
+        [1.12, 1.00, 0.87, 0.90],
+        [1.35, 0.93, 0.76, 0.99],
+        [1.60, 0.90, 0.71, 0.97],
         [1.85, 0.90, 0.72, 0.81],
         [2.00, 0.91, 0.73, 0.78],
         [2.20, 0.88, 0.63, 0.80],
@@ -262,12 +262,12 @@ def _turned(z: float, x: float = 0.0) -> Float[np.ndarray, '3 3']:
     return around_z @ skeleton.rotation(np.array([1.0, 0.0, 0.0]), math.radians(x))
 
 
-# Centre, turn and half axes of the balls of the thumb and of the little finger, and of the pad below
-# the fingers.
+# Centre, turn and half axes of the balls of the thumb and of the little finger, and of the pad
+# below the fingers.
 _PADS = (
-    (np.array([-0.0235, 0.0400, -0.0150]), _turned(30, -6), (0.0160, 0.0310, 0.0150)),
-    (np.array([0.0255, 0.0340, -0.0130]), _turned(-6), (0.0135, 0.0340, 0.0130)),
-    (np.array([0.0070, 0.0850, -0.0100]), _turned(-9), (0.0310, 0.0130, 0.0085)),
+    (np.array([-0.0235, 0.0400, -0.0150]), _turned(30.0, -6.0), (0.0160, 0.0310, 0.0150)),
+    (np.array([0.0255, 0.0340, -0.0130]), _turned(-6.0), (0.0135, 0.0340, 0.0130)),
+    (np.array([0.0070, 0.0850, -0.0100]), _turned(-9.0), (0.0310, 0.0130, 0.0085)),
 )
 _HOLLOW = (np.array([0.004, 0.052, -0.0275]), np.eye(3), (0.013, 0.026, 0.012))
 _FIRST_WEB = (
@@ -338,7 +338,7 @@ def _parts() -> list[_Part]:
         under = knuckle + np.array([0.0, -0.008, 0.0022])
         parts.append(_cone_part(root, under, (0.0018, 0.0021), 0.0045))
     # The head of the ulna, a bump at the back of the wrist.
-    ulna = np.array([0.0170, -0.017, 0.0060])
+    ulna = np.array([0.0150, -0.017, 0.0060])
     parts.append(_ellipsoid_part(ulna, np.eye(3), (0.0105, 0.0130, 0.0105), 0.010))
     # The fold between thumb and index finger: muscle beside the metacarpals, thin at its edge.
     parts += [_cone_part(start, end, radii, 0.010) for start, end, radii in _FIRST_WEB]
@@ -377,7 +377,7 @@ def field(points: Float[np.ndarray, '*s 3']) -> Float[np.ndarray, '*s']:
 
 
 def surface_nets(
-    values: Float[np.ndarray, 'x y z'], axes: tuple[Float[np.ndarray, 'n'], ...]
+    values: Float[np.ndarray, 'x y z'], axes: tuple[Float[np.ndarray, '_'], ...]
 ) -> Mesh:
     """Meshes the zero surface of a sampled field: one vertex a cell, one quad an edge it crosses.
 
@@ -437,7 +437,7 @@ def surface_nets(
     return Mesh(vertices, faces)
 
 
-def _axes(step: float) -> tuple[Float[np.ndarray, 'n'], ...]:
+def _axes(step: float) -> tuple[Float[np.ndarray, '_'], ...]:
     low = _SKELETON.keypoints.min(axis=0) - 0.025
     high = _SKELETON.keypoints.max(axis=0) + 0.025
     low[0], high[0] = min(low[0], -0.055), max(high[0], 0.055)
@@ -465,10 +465,8 @@ def mesh(step: float) -> Mesh:
     # Only where a coarse look finds the surface near: the field changes by about one a metre.
     values = np.empty(grid.shape[:3])
     block = 8
-    parts = [
-        tuple(slice(c, c + block) for c in corner)
-        for corner in itertools.product(*(range(0, n, block) for n in values.shape))
-    ]
+    starts = [range(0, len(axis), block) for axis in axes]
+    parts = [tuple(slice(c, c + block) for c in corner) for corner in itertools.product(*starts)]
     ends = np.array([(grid[part][0, 0, 0], grid[part][-1, -1, -1]) for part in parts])
     coarse = field(ends.mean(axis=1))
     reach = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1) / 2
@@ -480,7 +478,7 @@ def mesh(step: float) -> Mesh:
 
 def _sample(
     values: Float[np.ndarray, 'x y z'],
-    axes: tuple[Float[np.ndarray, 'n'], ...],
+    axes: tuple[Float[np.ndarray, '_'], ...],
     points: Float[np.ndarray, 'n 3'],
 ) -> tuple[Float[np.ndarray, 'n'], Float[np.ndarray, 'n 3']]:
     """Reads a sampled field and its slope between the samples, linearly along each axis."""
@@ -502,7 +500,7 @@ def _sample(
 
 
 def _settle(
-    made: Mesh, values: Float[np.ndarray, 'x y z'], axes: tuple[Float[np.ndarray, 'n'], ...]
+    made: Mesh, values: Float[np.ndarray, 'x y z'], axes: tuple[Float[np.ndarray, '_'], ...]
 ) -> Float[np.ndarray, 'v 3']:
     """Evens the vertices out along the surface, and keeps them on the field's zero."""
     vertices = made.vertices

@@ -1,26 +1,24 @@
-"""Poses of a hand: a library of common ones, random ones, and those read from a file of captures.
+"""Poses of a hand: a library of common ones, and random ones.
 
-Every pose that leaves this module is within JOINT_LIMITS, and no finger runs through another or through
-the palm by more than MAX_PENETRATION, the yielding of soft flesh.
+Every sampled pose is within JOINT_LIMITS, and no finger runs through another or through the palm by
+more than MAX_PENETRATION, the yielding of soft flesh.
 """
 
 import itertools
-import json
-import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from handpose_jax import hand
 from handpose_jax.synthetic import skeleton
-from handpose_jax.synthetic.bodies import HandPose, HandShape
+from handpose_jax.synthetic.bodies import HandPose
+from handpose_jax.synthetic.captures import read_webxr as read_webxr
 
 MAX_PENETRATION = 0.004
 """Metres: how deep two parts of an average hand may press into each other."""
 
-_Angles = tuple[float, float, float, float]
+_Angles = tuple[int, int, int, int]
 
 # Degrees, as in HandPose. Thumbs:
 _T_OUT: _Angles = (10, -10, 12, -8)
@@ -34,9 +32,10 @@ _T_OPPOSED: _Angles = (4, 44, 26, 20)  # facing the fingers, as around a cup
 # Fingers:
 _STRAIGHT: _Angles = (-2, 3, 4, 2)
 _SPREAD: _Angles = (11, -2, 4, 2)
-_CLOSED: _Angles = (-4, 3, 5, 3)
+_CLOSED: _Angles = (-5, 3, 5, 3)
 _RELAXED: _Angles = (1, 24, 30, 16)
-_FIST: _Angles = (0, 84, 104, 72)
+_FIST: _Angles = (0, 88, 105, 74)
+_FIST_LITTLE: _Angles = (0, 84, 98, 66)
 _HOOK: _Angles = (0, 8, 88, 55)
 _CURL: _Angles = (-2, 42, 98, 66)  # fingertips on the upper edge of the palm
 _CUP: _Angles = (0, 34, 44, 26)
@@ -48,12 +47,12 @@ LIBRARY_DEGREES: dict[str, tuple[_Angles, _Angles, _Angles, _Angles, _Angles]] =
     'flat': (_T_FLAT, _STRAIGHT, _STRAIGHT, _STRAIGHT, _STRAIGHT),
     'spread': (_T_OUT, _SPREAD, _MIDDLE_SPREAD, _SPREAD, (18, -2, 4, 2)),
     'relaxed': (_T_REST, (2, 18, 24, 12), _RELAXED, (0, 28, 34, 18), (4, 30, 32, 18)),
-    'fist': (_T_OVER, _FIST, _FIST, _FIST, _FIST),
-    'point': (_T_OVER, _STRAIGHT, _FIST, _FIST, _FIST),
-    'peace': ((-2, 48, 50, 42), (8, 2, 4, 2), (-6, 2, 4, 2), _FIST, _FIST),
+    'fist': (_T_OVER, _FIST, _FIST, _FIST, _FIST_LITTLE),
+    'point': (_T_OVER, _STRAIGHT, _FIST, _FIST, _FIST_LITTLE),
+    'peace': ((-2, 48, 50, 42), (8, 2, 4, 2), (-6, 2, 4, 2), _FIST, _FIST_LITTLE),
     'ok': ((0, 51, 22, 26), (0, 54, 58, 28), (0, 18, 18, 8), (4, 10, 12, 6), (12, 4, 8, 4)),
     'pinch': ((1, 47, 16, 22), (-2, 54, 50, 24), _CUP, (0, 50, 56, 34), (2, 54, 60, 36)),
-    'thumb_up': (_T_UP, _FIST, _FIST, _FIST, _FIST),
+    'thumb_up': (_T_UP, _FIST, _FIST, _FIST, _FIST_LITTLE),
     'claw': ((8, 16, 20, 38), (9, -6, 62, 40), (0, -8, 66, 42), (8, -6, 64, 42), (16, -6, 58, 40)),
     'hook': (_T_FLAT, _HOOK, _HOOK, _HOOK, _HOOK),
     'cylinder': (_T_OPPOSED, (1, 44, 50, 28), (0, 48, 54, 30), (0, 52, 54, 32), (2, 54, 50, 32)),
@@ -62,10 +61,10 @@ LIBRARY_DEGREES: dict[str, tuple[_Angles, _Angles, _Angles, _Angles, _Angles]] =
     'call_me': (_T_OUT, _FIST, _FIST, _FIST, (18, 2, 6, 4)),
     'rock': (_T_OVER, (6, 2, 4, 2), _FIST, _FIST, (14, 4, 6, 4)),
     'love_you': (_T_OUT, (6, 2, 4, 2), _FIST, _FIST, (14, 4, 6, 4)),
-    'one': (_T_OVER, _STRAIGHT, _FIST, _FIST, _FIST),
-    'two': ((-2, 48, 50, 42), (10, 0, 6, 2), (-8, 0, 6, 2), _FIST, _FIST),
+    'one': (_T_OVER, _STRAIGHT, _FIST, _FIST, _FIST_LITTLE),
+    'two': ((-2, 48, 50, 42), (10, 0, 6, 2), (-8, 0, 6, 2), _FIST, _FIST_LITTLE),
     'three': ((-11, 47, 50, 42), (8, 2, 4, 2), (0, 2, 4, 2), (8, 8, 8, 4), (0, 66, 92, 58)),
-    'three_thumb': (_T_OUT, (10, 2, 4, 2), (-8, 2, 4, 2), _FIST, _FIST),
+    'three_thumb': (_T_OUT, (10, 2, 4, 2), (-8, 2, 4, 2), _FIST, _FIST_LITTLE),
     'four': (_T_PALM, (8, 0, 4, 2), _MIDDLE_SPREAD, (8, 0, 4, 2), (14, 0, 4, 2)),
     'five': (_T_OUT, _SPREAD, _MIDDLE_SPREAD, _SPREAD, (18, -2, 4, 2)),
     'vulcan': (_T_OUT, (-2, 2, 4, 2), (-10, 2, 4, 2), (9, 2, 4, 2), (8, 2, 4, 2)),
@@ -79,31 +78,31 @@ LIBRARY_DEGREES: dict[str, tuple[_Angles, _Angles, _Angles, _Angles, _Angles]] =
     ),
     'waiter': ((14, -4, 10, -6), (8, -12, 6, 2), (0, -14, 6, 2), (6, -12, 6, 2), (14, -10, 6, 2)),
     # Hand shapes of the American manual alphabet; J and Z are I and one, in motion.
-    'asl_a': (_T_BESIDE, _FIST, _FIST, _FIST, _FIST),
-    'asl_b': (_T_PALM, _CLOSED, (0, 3, 5, 3), _CLOSED, _CLOSED),
+    'asl_a': (_T_BESIDE, _FIST, _FIST, _FIST, _FIST_LITTLE),
+    'asl_b': (_T_PALM, _CLOSED, (0, 3, 5, 3), _CLOSED, (-9, 3, 5, 3)),
     'asl_c': (_T_OPPOSED, (0, 36, 50, 28), (0, 38, 50, 28), (-1, 40, 50, 28), (-2, 40, 48, 28)),
     'asl_d': ((2, 46, 24, 30), _STRAIGHT, (0, 58, 56, 34), _ROUND, (-2, 56, 56, 34)),
     'asl_e': ((-5, 34, 47, 46), _CURL, _CURL, _CURL, _CURL),
     'asl_f': ((0, 51, 22, 26), (0, 54, 58, 28), (-2, 2, 6, 3), (6, 2, 6, 3), (14, 2, 6, 3)),
-    'asl_g': ((-14, 8, 18, 0), (0, 32, 6, 3), _FIST, _FIST, _FIST),
-    'asl_h': ((-2, 48, 50, 42), (-3, 30, 5, 3), (0, 30, 5, 3), _FIST, _FIST),
+    'asl_g': ((-14, 8, 18, 0), (0, 32, 6, 3), _FIST, _FIST, _FIST_LITTLE),
+    'asl_h': ((-2, 48, 50, 42), (-3, 30, 5, 3), (0, 30, 5, 3), _FIST, _FIST_LITTLE),
     'asl_i': (_T_OVER, _FIST, _FIST, _FIST, (8, 2, 5, 3)),
-    'asl_k': ((-30, 30, 31, -2), (6, 2, 4, 2), (0, 48, 6, 3), _FIST, _FIST),
-    'asl_l': (_T_OUT, _STRAIGHT, _FIST, _FIST, _FIST),
-    'asl_m': ((-22, 36, 62, 70), (0, 74, 68, 34), (0, 76, 68, 34), (0, 78, 70, 34), _FIST),
-    'asl_n': ((10, 42, 44, 46), (0, 74, 68, 34), (0, 76, 68, 34), _FIST, _FIST),
+    'asl_k': ((-30, 30, 31, -2), (6, 2, 4, 2), (0, 48, 6, 3), _FIST, _FIST_LITTLE),
+    'asl_l': (_T_OUT, _STRAIGHT, _FIST, _FIST, _FIST_LITTLE),
+    'asl_m': ((-22, 36, 62, 70), (0, 74, 68, 34), (0, 76, 68, 34), (0, 78, 70, 34), _FIST_LITTLE),
+    'asl_n': ((10, 42, 44, 46), (0, 74, 68, 34), (0, 76, 68, 34), _FIST, _FIST_LITTLE),
     'asl_o': ((4, 45, 31, 30), _ROUND, _ROUND, _ROUND, _ROUND),
-    'asl_q': ((-8, 22, 18, 6), (0, 52, 8, 4), _FIST, _FIST, _FIST),
-    'asl_t': ((-12, 23, 20, 12), (-4, 71, 79, 40), _FIST, _FIST, _FIST),
-    'asl_u': ((-2, 48, 50, 42), _CLOSED, (-1, 3, 5, 3), _FIST, _FIST),
+    'asl_q': ((-8, 22, 18, 6), (0, 52, 8, 4), _FIST, _FIST, _FIST_LITTLE),
+    'asl_t': ((-12, 23, 20, 12), (-4, 71, 79, 40), _FIST, _FIST, _FIST_LITTLE),
+    'asl_u': ((-2, 48, 50, 42), _CLOSED, (-1, 3, 5, 3), _FIST, _FIST_LITTLE),
     'asl_w': ((-11, 47, 50, 42), (8, 2, 4, 2), (0, 2, 4, 2), (8, 8, 8, 4), (0, 66, 92, 58)),
-    'asl_x': (_T_OVER, (0, 22, 82, 48), _FIST, _FIST, _FIST),
+    'asl_x': (_T_OVER, (0, 22, 82, 48), _FIST, _FIST, _FIST_LITTLE),
     'asl_y': (_T_OUT, _FIST, _FIST, _FIST, (20, 2, 6, 4)),
 }
 """Common poses, degrees: thumb to little finger, each in the order of HandPose.fingers."""
 
-# Radii of the flesh around the bones of an average hand, metres: three of each finger, then those of
-# the palm between the wrist and each finger's base (none for the thumb: it is the ball of the thumb).
+# Radii of the flesh around the bones of an average hand, metres: three of each finger, then that of
+# the palm between the wrist and a finger's base (not the thumb's: its ball hides that).
 _RADII = np.array(
     [
         [0.0110, 0.0095, 0.0085],
@@ -153,30 +152,12 @@ _PAIRS = np.array(
     ]
 )
 _FAR = np.array([part[2] for part in _PARTS])
-_PARENTS = dict((child, parent) for parent, child in hand.BONES)
+_PARENTS = {child: parent for parent, child in hand.BONES}
 _NEAR = np.array([_PARENTS[part[2]] for part in _PARTS])
 _IN_PALM = np.array([part[1] == 0 for part in _PARTS])
 
 
-class Captures(NamedTuple):
-    """Poses read from a file.
-
-    Attributes:
-        names: of each pose, as the file calls it.
-        is_left: bool[p], which hand was captured; the poses hold for either.
-        poses: the angles.
-        residuals: f64[p], metres, how far each is from what was captured, as `fit` measures it.
-        partial: names of the file's records that lack keypoints, and were left out.
-    """
-
-    names: tuple[str, ...]
-    is_left: Bool[np.ndarray, 'p']
-    poses: tuple[HandPose, ...]
-    residuals: Float[np.ndarray, 'p']
-    partial: tuple[str, ...]
-
-
-def from_degrees(rows: Sequence[Sequence[float]]) -> HandPose:
+def from_degrees(rows: Sequence[Sequence[int | float]]) -> HandPose:
     """Makes a pose, clamped, with a straight wrist.
 
     Args:
@@ -246,8 +227,8 @@ def penetration(
 def untangle(pose: HandPose, *, limit: float = MAX_PENETRATION) -> HandPose:
     """Opens a pose just as far as its parts stop running into each other.
 
-    First the thumb goes towards a thumb held out, then the fingers to the directions in which they do
-    not cross, and last of all the whole hand opens.
+    First the thumb goes towards a thumb held out, then the fingers to the directions in which they
+    do not cross, and last of all the whole hand opens.
 
     Args:
         pose: angles, radians.
@@ -324,9 +305,9 @@ def sample_pose(rng: np.random.Generator, *, library: Sequence[HandPose] | None 
     if kind < 0.30:
         fingers = _random_fingers(rng)
     else:
-        fingers = known[rng.integers(len(known))].fingers
+        fingers = known[int(rng.integers(len(known)))].fingers
         if kind < 0.60:
-            other = known[rng.integers(len(known))].fingers
+            other = known[int(rng.integers(len(known)))].fingers
             fingers = fingers + rng.uniform(0.1, 0.9) * (other - fingers)
         elif kind < 0.66:
             fingers = fingers + rng.uniform(0.3, 0.9) * (_RELAXED_POSE.fingers - fingers)
@@ -363,169 +344,3 @@ def _random_fingers(rng: np.random.Generator) -> Float[np.ndarray, '5 4']:
     thumb[3] = 0.35 * thumb[3] + 0.65 * thumb[2]
     fingers[skeleton.THUMB] = low.fingers[0] + thumb * (high.fingers - low.fingers)[0]
     return fingers
-
-
-# Of the 25 joints of WebXR, those of handpose_jax.hand: no palm bones but the thumb's.
-_WEBXR_JOINTS = 25
-_WEBXR_KEYPOINTS = np.array(
-    [0, 1, 2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 14, 16, 17, 18, 19, 21, 22, 23, 24]
-)
-_HANDEDNESS = ('left', 'right')
-_PALM_KEYPOINTS = np.array([0, 5, 9, 13, 17])
-
-
-def read_webxr(path: str) -> Captures:
-    """Reads captured poses and finds the angles that come nearest to each.
-
-    Args:
-        path: a json file {"poses": [{"names": [..], "handedness": "left" | "right", "joints_mm":
-            25 x [x, y, z]}, ..]}: the joints of WebXR's hand input in its order, millimetres, in any
-            frame. A record of fewer joints is left out and named in `partial`.
-
-    Returns:
-        The poses; those of left hands are read as their mirror images.
-
-    Raises:
-        ValueError: if the file, a record or a field is not as above.
-    """
-    try:
-        content = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: expected a json file of poses, got: {error}') from error
-    records = content.get('poses') if isinstance(content, dict) else None
-    if not isinstance(records, list) or not records:
-        raise ValueError(f'{path}: expected an object with a list "poses", not empty')
-    names, is_left, poses, residuals, partial = [], [], [], [], []
-    for number, record in enumerate(records):
-        where = f'{path}, pose {number}'
-        name, left, joints = _webxr_record(record, where)
-        if len(joints) < _WEBXR_JOINTS:
-            partial.append(name)
-            continue
-        keypoints = joints[_WEBXR_KEYPOINTS] / 1000
-        try:
-            pose, residual = fit(keypoints * (-1.0, 1.0, 1.0) if left else keypoints)
-        except ValueError as error:
-            raise ValueError(f'{where} ({name}), field joints_mm: {error}') from error
-        names.append(name)
-        is_left.append(left)
-        poses.append(pose)
-        residuals.append(residual)
-    return Captures(
-        tuple(names), np.array(is_left, bool), tuple(poses), np.array(residuals), tuple(partial)
-    )
-
-
-def _webxr_record(record: Any, where: str) -> tuple[str, bool, Float[np.ndarray, 'j 3']]:
-    if not isinstance(record, dict):
-        raise ValueError(f'{where}: expected an object, got {type(record).__name__}')
-    for field in ('names', 'handedness', 'joints_mm'):
-        if field not in record:
-            raise ValueError(f'{where}: field {field} is missing; it has {sorted(record)}')
-    names = record['names']
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise ValueError(f'{where}, field names: expected a list of strings, got {names!r}')
-    if record['handedness'] not in _HANDEDNESS:
-        raise ValueError(
-            f'{where} ({names[0]}), field handedness: expected one of {_HANDEDNESS}, got '
-            f'{record["handedness"]!r}'
-        )
-    try:
-        joints = np.array(record['joints_mm'], dtype=np.float64)
-    except (TypeError, ValueError):
-        joints = np.empty(0)
-    if joints.ndim != 2 or joints.shape[1] != 3 or len(joints) > _WEBXR_JOINTS:
-        raise ValueError(
-            f'{where} ({names[0]}), field joints_mm: expected {_WEBXR_JOINTS} lists of three '
-            f'numbers, got {np.shape(joints) if joints.size else record["joints_mm"]!r}'
-        )
-    if not np.isfinite(joints).all():
-        raise ValueError(f'{where} ({names[0]}), field joints_mm: expected finite numbers')
-    return names[0], record['handedness'] == 'left', joints
-
-
-def fit(keypoints: Float[np.ndarray, '21 3']) -> tuple[HandPose, float]:
-    """Finds the angles of a captured right hand.
-
-    Args:
-        keypoints: f64[21 3], metres, in any right-handed frame.
-
-    Returns:
-        The pose, clamped (its wrist is straight: nothing shows the forearm), and the mean distance in
-        metres between the 21 keypoints and those of a hand so posed with bones as long as the captured
-        ones and fingers that begin where the captured ones do.
-
-    Raises:
-        ValueError: if the keypoints of the palm coincide, or those of a left hand were given.
-    """
-    local, scale = _in_hand_frame(keypoints)
-    fingers = np.zeros((5, 4))
-    chains, lengths = local[skeleton.FINGER_KEYPOINTS], np.empty((5, 3))
-    # Trackers do not see the root of the thumb, and put it in different places.
-    chains[skeleton.THUMB, 0] = skeleton.FINGER_BASES[skeleton.THUMB]
-    for finger, chain in enumerate(chains):
-        steps = np.diff(chain, axis=0)
-        lengths[finger] = np.maximum(np.linalg.norm(steps, axis=1), 1e-9)
-        fingers[finger] = _fit_finger(finger, steps / lengths[finger][:, None])
-    pose = skeleton.clamp(HandPose(fingers, np.zeros(2)))
-    distances = np.zeros(hand.NUM_KEYPOINTS)
-    for finger, at in enumerate(skeleton.FINGER_KEYPOINTS):
-        _, frames = skeleton.finger_frames(finger, pose.fingers[finger])
-        posed = chains[finger, 0] + np.cumsum(lengths[finger][:, None] * frames[:, :, 1], axis=0)
-        distances[at[1:]] = np.linalg.norm(posed - chains[finger, 1:], axis=1)
-    return pose, float(distances.mean() / scale)
-
-
-def _in_hand_frame(
-    keypoints: Float[np.ndarray, '21 3'],
-) -> tuple[Float[np.ndarray, '21 3'], float]:
-    """Lays a captured palm onto the skeleton's, turned and scaled; the scale, too."""
-    ours = np.concatenate([np.zeros((1, 3)), skeleton.FINGER_BASES[1:]])
-    theirs = keypoints[_PALM_KEYPOINTS]
-    our_centre, their_centre = ours.mean(axis=0), theirs.mean(axis=0)
-    spread = np.linalg.norm(theirs - their_centre)
-    if spread < 1e-4:
-        raise ValueError('wrist and finger bases coincide: expected a hand in the right unit')
-    scale = np.linalg.norm(ours - our_centre) / spread
-    left, _, right = np.linalg.svd((theirs - their_centre).T @ (ours - our_centre))
-    turn = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
-    local = scale * (keypoints - their_centre) @ turn + our_centre
-    misfit = np.linalg.norm(local[_PALM_KEYPOINTS] - ours, axis=1).mean()
-    if misfit > 0.015:
-        raise ValueError(
-            f'the palm is {1000 * misfit:.0f} mm off a right hand: check order and handedness'
-        )
-    return local, float(scale)
-
-
-def _fit_finger(finger: int, directions: Float[np.ndarray, '3 3']) -> Float[np.ndarray, '4']:
-    """Gauss-Newton with damping, from a straight and a bent start, inside the limits."""
-    low, high = (limit.fingers[finger] for limit in skeleton.JOINT_LIMITS)
-
-    def residual(angles: Float[np.ndarray, '4']) -> Float[np.ndarray, '9']:
-        _, frames = skeleton.finger_frames(finger, angles)
-        return (frames[:, :, 1] - directions).ravel()
-
-    best, best_cost = low, np.inf
-    for start in (0.15, 0.75):
-        if best_cost < 0.01:
-            break
-        angles = np.clip(np.array([0.0, *(start * high[1:])]), low, high)
-        error, damping = residual(angles), 1e-2
-        for _ in range(25):
-            jacobian = np.stack(
-                [(residual(angles + 1e-5 * unit) - error) / 1e-5 for unit in np.eye(4)], axis=1
-            )
-            step = np.linalg.solve(jacobian.T @ jacobian + damping * np.eye(4), -jacobian.T @ error)
-            tried = np.clip(angles + step, low, high)
-            tried_error = residual(tried)
-            if tried_error @ tried_error < error @ error:
-                moved = np.abs(tried - angles).max()
-                angles, error, damping = tried, tried_error, damping / 4
-                if moved < 1e-4:
-                    break
-            else:
-                damping *= 6
-        if error @ error < best_cost:
-            best, best_cost = angles, float(error @ error)
-    return best

@@ -7,13 +7,15 @@ Mitsuba 3 does the work, in its scalar variant, which needs no GPU, display or s
 imported when the first picture is made.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 # Blocks are seeded one by one. Mitsuba's own choice of their size depends on the number of threads,
 # and so would the noise.
@@ -23,6 +25,8 @@ NOTHING = -1
 """shape_id of pixels that show no surface."""
 
 _LAMP = -2
+
+_Region = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,9 @@ class Scene:
         camera: f64[3 3] intrinsic matrix, square pixels, no skew.
         width: pixels.
         height: pixels.
-        window: x0, y0, x1, y1: the columns x0..x1-1 and rows y0..y1-1 that are rendered; the rest
-            stays empty. All unless given.
-        samples: light paths a pixel.
+        window: x0, y0, x1, y1: columns x0..x1-1 and rows y0..y1-1 that matter; all unless given.
+        beyond: render the rest, too, with a single light path a pixel; else it stays empty.
+        samples: light paths a pixel of the window.
         bounces: longest light path, counted in edges from the eye; 2 is direct light only.
         seed: of the light paths.
     """
@@ -139,6 +143,7 @@ class Scene:
     up: np.ndarray = field(default_factory=lambda: np.array([0.0, -1.0, 0.0]))
     lights: Sequence[PanelLight | PointLight | DirectionalLight] = ()
     window: tuple[int, int, int, int] | None = None
+    beyond: bool = False
     samples: int = 4
     bounces: int = 3
     seed: int = 0
@@ -149,7 +154,7 @@ class RenderBuffers(NamedTuple):
 
     Attributes:
         rgb: f32[h w 3], linear, premultiplied by alpha; smoothed where the surface is.
-        alpha: f32[h w], the part of each pixel that surfaces cover.
+        alpha: f32[h w], the part of each pixel that surfaces cover, softened a little.
         depth: f32[h w], z of the surface under the pixel's centre, metres; infinite where none is.
         shape_id: i32[h w], which surface that is, or NOTHING.
     """
@@ -166,7 +171,9 @@ class Picture:
     def __init__(self, scene: Scene) -> None:
         self._mi = _mitsuba()
         self._scene = scene
-        self._window = scene.window or (0, 0, scene.width, scene.height)
+        whole = (0, 0, scene.width, scene.height)
+        self._window = scene.window or whole
+        self._region = whole if scene.beyond else self._window
         self._loaded = _load(self._mi, scene)
         # Mitsuba numbers shapes from 1 in the order of shapes(); lamps are among them.
         numbers = [NOTHING]
@@ -179,40 +186,38 @@ class Picture:
     def render(self) -> RenderBuffers:
         """Renders colour, coverage, depth and shapes."""
         scene = self._scene
-        colour = self._pass(
-            {'type': 'path', 'max_depth': scene.bounces, 'hide_emitters': True},
-            {
-                'type': 'stratified'
-                if math.isqrt(scene.samples) ** 2 == scene.samples
-                # Strata are a square grid.
-                else 'independent',
-                'sample_count': scene.samples,
-            },
-            'rgba',
-        )
+        x0, y0, x1, y1 = self._region
+        colour = self._colour(self._window, scene.samples)
+        if self._region != self._window:
+            fine, colour = colour, self._colour(self._region, 1)
+            left, top, right, bottom = self._window
+            colour[top:bottom, left:right] = fine
         exact = self._pass(
             {'type': 'aov', 'aovs': 'at:position,shape:shape_index,facing:sh_normal,own:albedo'},
             # One sample without jitter: through the pixel's centre.
             {'type': 'stratified', 'sample_count': 1, 'jitter': False},
             'rgb',
+            self._region,
         )
-        x0, y0, x1, y1 = self._window
         shape = (scene.height, scene.width)
         rgb = np.zeros((*shape, 3), np.float32)
         alpha = np.zeros(shape, np.float32)
         depth = np.full(shape, np.inf, np.float32)
         shape_id = np.full(shape, NOTHING, np.int32)
-        alpha[y0:y1, x0:x1] = np.clip(colour[..., 3], 0, 1)
+        # A few samples tell little about a pixel's coverage; with its neighbours' they tell enough.
+        coverage = cv2.GaussianBlur(np.ascontiguousarray(colour[..., 3]), (3, 3), 0.7)
+        alpha[y0:y1, x0:x1] = np.clip(coverage, 0, 1)
         shapes = self._surface_of_shape[exact[..., 3].astype(int)]
         shown = shapes >= 0
         depth[y0:y1, x0:x1][shown] = exact[..., 2][shown]
         shape_id[y0:y1, x0:x1][shown] = shapes[shown]
         for y, x in np.argwhere(shapes == _LAMP):
-            behind = self._first_surface(self._ray_of_pixel(x + x0, y + y0))
+            behind = self._first_surface(self._ray_of_pixel(int(x) + x0, int(y) + y0))
             if behind is not None:
                 depth[y + y0, x + x0], shape_id[y + y0, x + x0] = behind
         rgb[y0:y1, x0:x1] = _smoothed(
             np.maximum(np.nan_to_num(colour[..., :3]), 0),
+            traced=colour[..., 3],
             alpha=alpha[y0:y1, x0:x1],
             albedo=exact[..., 7:10],
             normals=exact[..., 4:7],
@@ -221,14 +226,25 @@ class Picture:
         )
         return RenderBuffers(rgb, alpha, depth, shape_id)
 
+    def _colour(self, region: _Region, samples: int) -> Float[np.ndarray, 'h w 4']:
+        integrator = {'type': 'path', 'max_depth': self._scene.bounces, 'hide_emitters': True}
+        # Strata are a square grid.
+        square = math.isqrt(samples) ** 2 == samples
+        sampler = {'type': 'stratified' if square else 'independent', 'sample_count': samples}
+        return self._pass(integrator, sampler, 'rgba', region)
+
     def _pass(
-        self, integrator: dict[str, Any], sampler: dict[str, Any], pixel_format: str
+        self,
+        integrator: dict[str, Any],
+        sampler: dict[str, Any],
+        pixel_format: str,
+        region: _Region,
     ) -> Float[np.ndarray, 'h w c']:
         mi, scene = self._mi, self._scene
-        sensor = mi.load_dict(_sensor(mi, scene, sampler, pixel_format))
+        sensor = mi.load_dict(_sensor(mi, scene, sampler, pixel_format, region))
         tracer = mi.load_dict({**integrator, 'block_size': _BLOCK})
         picture = mi.render(self._loaded, sensor=sensor, integrator=tracer, seed=scene.seed)
-        return np.asarray(picture)
+        return np.array(picture)
 
     def _ray_of_pixel(self, x: int, y: int) -> Float[np.ndarray, '3']:
         ray = np.linalg.solve(np.asarray(self._scene.camera, np.float64), [x, y, 1.0])
@@ -279,6 +295,7 @@ _NORMAL_TOLERANCE, _DEPTH_TOLERANCE = 0.12, 0.012
 def _smoothed(
     rgb: Float[np.ndarray, 'h w 3'],
     *,
+    traced: Float[np.ndarray, 'h w'],
     alpha: Float[np.ndarray, 'h w'],
     albedo: Float[np.ndarray, 'h w 3'],
     normals: Float[np.ndarray, 'h w 3'],
@@ -287,45 +304,79 @@ def _smoothed(
 ) -> Float[np.ndarray, 'h w 3']:
     """Averages the light (not the colour) of neighbours on one smooth piece of a surface.
 
-    A few light paths a pixel are noisy. Edges, where a pixel shows more than one surface, are left
-    as they are.
+    A few light paths a pixel are noisy. Pixels that show more than one surface give their
+    neighbours nothing; they take the light of the one under their centre, and then a little of the
+    colours around them, so that edges stay soft.
 
     Source: Dammertz et al. 2010, "Edge-avoiding A-Trous wavelet transform for fast global
     illumination filtering", High Performance Graphics, with the albedo divided out.
     """
-    inner = (shape_id != NOTHING) & (alpha > 0.999)
-    near = np.where(inner, depth, 0.0).astype(np.float32)
+    shape = rgb.shape[:2]
+    hit = shape_id != NOTHING
+    near = np.where(hit, depth, 0.0).astype(np.float32)
+    edge = np.zeros(shape, bool)
     for axis in (0, 1):
         step = np.abs(np.diff(near, axis=axis)) > _DEPTH_TOLERANCE * near.max(initial=0.0)
         step |= np.diff(shape_id, axis=axis) != 0
         before, after = [slice(None)] * 2, [slice(None)] * 2
         before[axis], after[axis] = slice(None, -1), slice(1, None)
-        inner[tuple(before)] &= ~step
-        inner[tuple(after)] &= ~step
-    if not inner.any():
-        return rgb
-    weight_of = inner.astype(np.float32)
+        edge[tuple(before)] |= step
+        edge[tuple(after)] |= step
+    edge |= alpha < 0.999
+    traced = np.where(traced > 0.01, traced, 0.0).astype(np.float32)
+    # Nearly nothing, so that a pixel without neighbours of its kind keeps its own light.
+    gives = np.where(hit & ~edge, 1.0, 0.02 * traced).astype(np.float32)
+    gives *= hit
     albedo = np.maximum(albedo, 0.02)
-    light = rgb / albedo
-    shape = rgb.shape[:2]
+    light = rgb / (albedo * np.maximum(traced, 0.05)[..., None])
+    tolerance = 1.0 / (_DEPTH_TOLERANCE * near + 1e-9)
+    # The shape is a far step in depth of its own.
+    place = near + np.float32(100.0) * shape_id
     for reach in _REACHES:
-        total, weights = light.copy(), np.ones(shape, np.float32)
-        for dy in (-reach, 0, reach):
-            for dx in (-reach, 0, reach):
-                if (dy == dx == 0) or abs(dy) >= shape[0] or abs(dx) >= shape[1]:
-                    continue
-                to = tuple(slice(max(0, -d), min(n, n - d)) for d, n in zip((dy, dx), shape, strict=True))
-                of = tuple(slice(max(0, d), min(n, n + d)) for d, n in zip((dy, dx), shape, strict=True))
-                turn = normals[to] - normals[of]
-                unlike = np.einsum('hwc,hwc->hw', turn, turn) / _NORMAL_TOLERANCE
-                unlike += np.abs(near[to] - near[of]) / (_DEPTH_TOLERANCE * reach * near[to] + 1e-9)
-                weight = np.maximum(1.0 - unlike, 0.0) * weight_of[of]
-                weight *= shape_id[to] == shape_id[of]
-                weight *= 0.5 if dy == 0 or dx == 0 else 0.25
-                total[to] += weight[..., None] * light[of]
-                weights[to] += weight
-        light = np.where(inner[..., None], total / weights[..., None], light)
-    return np.where(inner[..., None], light * albedo, rgb).astype(np.float32)
+        given = light * gives[..., None]
+        total, weights = given.copy(), gives.copy()
+        for dy, dx in itertools.product((-reach, 0, reach), repeat=2):
+            if (dy == dx == 0) or abs(dy) >= shape[0] or abs(dx) >= shape[1]:
+                continue
+            to, of = (
+                tuple(
+                    slice(max(0, sign * d), min(n, n + sign * d))
+                    for d, n in zip((dy, dx), shape, strict=True)
+                )
+                for sign in (-1, 1)
+            )
+            # 1 - |n - m|^2 / tolerance, of unit normals n and m.
+            alike = np.einsum('hwc,hwc->hw', normals[to], normals[of])
+            alike *= 2 / _NORMAL_TOLERANCE
+            alike += 1 - 2 / _NORMAL_TOLERANCE
+            alike -= np.abs(place[to] - place[of]) * (tolerance[to] * (1 / reach))
+            np.maximum(alike, 0.0, out=alike)
+            alike *= 0.5 if dy == 0 or dx == 0 else 0.25
+            total[to] += alike[..., None] * given[of]
+            weights[to] += alike * gives[of]
+        light = total / np.maximum(weights, 1e-6)[..., None]
+        # What was an edge now has the light of its own surface.
+        gives = (hit & (weights > 0.1)).astype(np.float32) + gives * (weights <= 0.1)
+    clean = np.where(hit[..., None], light * albedo, 0.0)
+    return _soft_edges(clean, rgb, hit=hit, edge=edge, alpha=alpha)
+
+
+def _soft_edges(
+    clean: Float[np.ndarray, 'h w 3'],
+    rgb: Float[np.ndarray, 'h w 3'],
+    *,
+    hit: Bool[np.ndarray, 'h w'],
+    edge: Bool[np.ndarray, 'h w'],
+    alpha: Float[np.ndarray, 'h w'],
+) -> Float[np.ndarray, 'h w 3']:
+    """Mixes the colours around every edge pixel, and lets the backdrop through by its coverage."""
+    present = hit.astype(np.float32)
+    colours = cv2.GaussianBlur(np.ascontiguousarray(clean * present[..., None]), (3, 3), 0.6)
+    cover = cv2.GaussianBlur(present, (3, 3), 0.6)
+    mixed = colours / np.maximum(cover, 1e-3)[..., None]
+    # Far from every hit there is only what was traced: a sliver thinner than a pixel.
+    mixed = np.where((cover > 0.02)[..., None], mixed * alpha[..., None], rgb)
+    return np.where((edge | ~hit)[..., None], mixed, clean).astype(np.float32)
 
 
 def render(scene: Scene) -> RenderBuffers:
@@ -357,16 +408,11 @@ def set_threads(count: int) -> None:
     drjit.set_thread_count(count)
 
 
-def _sensor(mi: Any, scene: Scene, sampler: dict[str, Any], pixel_format: str) -> dict[str, Any]:
+def _sensor(
+    mi: Any, scene: Scene, sampler: dict[str, Any], pixel_format: str, region: _Region
+) -> dict[str, Any]:
     camera = np.asarray(scene.camera, np.float64)
-    if camera.shape != (3, 3) or not math.isclose(camera[0, 0], camera[1, 1], rel_tol=1e-6):
-        raise ValueError(f'Scene.camera must be 3 x 3 with square pixels, got {camera.tolist()}')
-    x0, y0, x1, y1 = scene.window or (0, 0, scene.width, scene.height)
-    if not (0 <= x0 < x1 <= scene.width and 0 <= y0 < y1 <= scene.height):
-        raise ValueError(
-            f'Scene.window must lie inside {scene.width} x {scene.height} and not be empty, got '
-            f'{scene.window}'
-        )
+    x0, y0, x1, y1 = region
     return {
         'type': 'perspective',
         'fov_axis': 'x',
@@ -396,6 +442,15 @@ def _sensor(mi: Any, scene: Scene, sampler: dict[str, Any], pixel_format: str) -
 
 
 def _load(mi: Any, scene: Scene) -> Any:
+    camera = np.asarray(scene.camera, np.float64)
+    if camera.shape != (3, 3) or not math.isclose(camera[0, 0], camera[1, 1], rel_tol=1e-6):
+        raise ValueError(f'Scene.camera must be 3 x 3 with square pixels, got {camera.tolist()}')
+    x0, y0, x1, y1 = scene.window or (0, 0, scene.width, scene.height)
+    if not (0 <= x0 < x1 <= scene.width and 0 <= y0 < y1 <= scene.height):
+        raise ValueError(
+            f'Scene.window must lie inside {scene.width} x {scene.height} and not be empty, got '
+            f'{scene.window}'
+        )
     description: dict[str, Any] = {
         'type': 'scene',
         'environment': _environment(mi, scene),

@@ -354,6 +354,11 @@ def _hand_frame(
         is_left = bool(lean > 0)
     if is_left:
         z = -z
+    # The knuckles form an arch: the line from the index to the little finger's falls a little
+    # towards the palm, in the rig as in the skeleton.
+    arch = skeleton.FINGER_BASES[skeleton.LITTLE] - skeleton.FINGER_BASES[skeleton.INDEX]
+    cos, sin = arch[[0, 2]] / np.linalg.norm(arch[[0, 2]])
+    x, z = cos * x - sin * z, sin * x + cos * z
     scale = ADULT_LENGTH / (length + _FINGERTIP * length / ADULT_LENGTH)
     return scale * np.stack([x, y, z])
 
@@ -445,11 +450,18 @@ def _weld(vertices: Float[np.ndarray, 'v 3']) -> Int[np.ndarray, 'v']:
     return np.unique(grid, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-# The forearm that continues a rig: how far behind its end the rows of vertices lie (metres), and
-# how much wider and thicker than there it is.
-_ARM_ROWS = np.array([0.012, 0.03, 0.055, 0.09, 0.13, 0.18, 0.24, 0.34, 0.45])
-_ARM_WIDTH = np.array([0.99, 0.99, 1.03, 1.12, 1.24, 1.36, 1.42, 1.45, 1.5])
-_ARM_THICKNESS = np.array([0.99, 1.0, 1.06, 1.18, 1.36, 1.52, 1.6, 1.7, 1.8])
+# The forearm that continues a rig, in rows of vertices: how far behind the hand's end each lies
+# (metres; the first is inside the hand), and how much wider and thicker than the wrist it is there.
+_ARM_ROWS = np.array(
+    [-0.022, -0.010, -0.002, 0.004, 0.012, 0.03, 0.055, 0.09, 0.13, 0.18, 0.24, 0.34, 0.45]
+)
+_ARM_WIDTH = np.array(
+    [0.80, 0.97, 1.015, 1.015, 1.005, 1.0, 1.04, 1.13, 1.25, 1.37, 1.43, 1.46, 1.5]
+)
+_ARM_THICKNESS = np.array(
+    [0.75, 0.96, 1.015, 1.02, 1.01, 1.02, 1.08, 1.2, 1.38, 1.54, 1.62, 1.7, 1.8]
+)
+_ARM_SEGMENTS = 28
 # The wrist bends over this stretch: from fully hand to fully forearm, metres along y.
 _WRIST_START, _WRIST_END = 0.012, -0.03
 
@@ -460,62 +472,55 @@ def _with_forearm(
     faces: Int[np.ndarray, 'f 3'],
     weights: Float[np.ndarray, 'v 21'],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Continues the mesh behind the wrist, from the open or capped end that it has there."""
+    """Continues a hand that ends at the wrist: a tube that begins inside it."""
     end = vertices[:, 1].min()
     if end < -0.1:
         return vertices, uv, faces, weights
-    # A cap is cut off: faces that lie in the end and look backwards.
-    corners = vertices[faces]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    backwards = -normals[:, 1] > 0.8 * np.sqrt((normals**2).sum(axis=1))
-    cap = backwards & (corners[:, :, 1].max(axis=1) < end + 0.012)
-    faces = faces[~cap]
-    edges = _open_edges(_weld(vertices), faces)
-    edges = edges[vertices[edges][:, :, 1].max(axis=1) < end + 0.02]
-    if len(edges) < 3:
+    rim = vertices[(vertices[:, 1] > end + 0.003) & (vertices[:, 1] < end + 0.02)]
+    if len(rim) < 8:
         return vertices, uv, faces, weights
-    ring = vertices[edges]
-    centre = (ring.min(axis=(0, 1)) + ring.max(axis=(0, 1))) / 2
-    new_vertices, new_faces = [], []
-    count = len(vertices)
-    rows = len(_ARM_ROWS)
-    for edge in ring:
-        strip = np.repeat(edge[None], rows + 1, axis=0)
-        strip[1:, :, 0] = centre[0] + (edge[:, 0] - centre[0]) * _ARM_WIDTH[:, None]
-        strip[1:, :, 2] = centre[2] + (edge[:, 2] - centre[2]) * _ARM_THICKNESS[:, None]
-        # The end of the rig need not be a plane; the forearm's rows soon are.
-        fade = np.clip(1 - _ARM_ROWS / 0.05, 0, 1)[:, None]
-        strip[1:, :, 1] = end - _ARM_ROWS[:, None] + fade * (edge[:, 1] - end)
-        new_vertices.append(strip.reshape(-1, 3))
-        corner = count + 2 * np.arange(rows)
-        new_faces.append(np.stack([corner + 1, corner, corner + 2], axis=1))
-        new_faces.append(np.stack([corner + 1, corner + 2, corner + 3], axis=1))
-        count += 2 * (rows + 1)
-    added = np.concatenate(new_vertices)
-    # The texture of a cap is no skin: the forearm continues what lies a little before the end.
+    centre = (rim.min(axis=0) + rim.max(axis=0)) / 2
+    turn = np.linspace(0, 2 * np.pi, _ARM_SEGMENTS, endpoint=False)
+    outline = _outline(rim[:, [0, 2]] - centre[[0, 2]], turn)
+    rings = np.stack(
+        [
+            centre[0] + _ARM_WIDTH[:, None] * outline[:, 0],
+            np.repeat(end - _ARM_ROWS[:, None], _ARM_SEGMENTS, axis=1),
+            centre[2] + _ARM_THICKNESS[:, None] * outline[:, 1],
+        ],
+        axis=-1,
+    )
+    number = len(vertices) + np.arange(rings[..., 0].size).reshape(rings.shape[:2])
+    beside = np.roll(number, -1, axis=1)
+    a, b, c, d = number[:-1], beside[:-1], beside[1:], number[1:]
+    added_faces = np.concatenate(
+        [np.stack([a, b, c], -1).reshape(-1, 3), np.stack([a, c, d], -1).reshape(-1, 3)]
+    )
+    # Along the end a texture may show anything: all of the forearm has the colour of one point on
+    # the back of the wrist.
     ahead = np.flatnonzero((vertices[:, 1] > end + 0.014) & (vertices[:, 1] < end + 0.04))
-    if len(ahead):
-        off = ring[:, :, None, [0, 2]] - vertices[ahead][:, [0, 2]]
-        edges = ahead[(off**2).sum(axis=-1).argmin(axis=-1)]
-    sources = np.repeat(edges, rows + 1, axis=0).reshape(-1, rows + 1, 2).reshape(-1)
+    source = ahead[np.argmax(vertices[ahead, 2] - np.abs(vertices[ahead, 0]))] if len(ahead) else 0
+    count = number.size
     return (
-        np.concatenate([vertices, added]),
-        np.concatenate([uv, uv[sources]]),
-        np.concatenate([faces, *new_faces]),
-        np.concatenate([weights, np.eye(hand.NUM_KEYPOINTS)[np.full(len(added), _PALM)]]),
+        np.concatenate([vertices, rings.reshape(-1, 3)]),
+        np.concatenate([uv, np.broadcast_to(uv[source], (count, 2))]),
+        np.concatenate([faces, added_faces]),
+        np.concatenate([weights, np.eye(hand.NUM_KEYPOINTS)[np.full(count, _PALM)]]),
     )
 
 
-def _open_edges(
-    welded: Int[np.ndarray, 'v'], faces: Int[np.ndarray, 'f 3']
-) -> Int[np.ndarray, 'e 2']:
-    """Edges (from, to) that only one face has, in that face's direction and numbering."""
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    points = welded[edges]
-    count = int(welded.max()) + 1
-    forward = points[:, 0] * count + points[:, 1]
-    backward = points[:, 1] * count + points[:, 0]
-    return edges[~np.isin(forward, backward) & (points[:, 0] != points[:, 1])]
+def _outline(
+    points: Float[np.ndarray, 'n 2'], turn: Float[np.ndarray, 't']
+) -> Float[np.ndarray, 't 2']:
+    """Where the convex hull of points around the origin lies in each direction (radians)."""
+    directions = np.column_stack([np.cos(turn), np.sin(turn)])
+    fine = np.linspace(0, 2 * np.pi, 180, endpoint=False)
+    normals = np.column_stack([np.cos(fine), np.sin(fine)])
+    # A ray leaves the hull where the first of its half planes ends.
+    support = (points @ normals.T).max(axis=0)
+    slopes = directions @ normals.T
+    lengths = np.where(slopes > 1e-6, support / np.maximum(slopes, 1e-6), np.inf).min(axis=1)
+    return directions * lengths[:, None]
 
 
 def _with_wrist(

@@ -6,22 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from handpose_jax import hand
+from handpose_jax import geometry, hand
 from handpose_jax.synthetic import (
     backgrounds,
     bodies,
+    body,
     camera_effects,
+    captures,
+    materials,
     poses,
     props,
     render,
     rig,
     shapes,
     skeleton,
-    skin,
 )
+
+_Source = body.BundledBody | rig.GltfRig
 
 HAND, FOREARM = 1, 2
 """Values of RenderedHand.mask beside 0."""
@@ -34,15 +39,17 @@ class SceneOptions:
     Attributes:
         size: side of the picture, pixels.
         rigs: glTF rigs (see rig.GltfRig), drawn at random; none for the bundled body.
-        textures: folder of textures for the rigs (see skin.read_textures), or None.
+        textures: folder of textures for the rigs (see materials.read_textures), or None.
         backgrounds: 'procedural' (drawn), 'photos' (from `photos`, one in six drawn), or 'plain'.
         photos: folder of photographs.
-        poses: file of captured poses (see poses.read_webxr), or None for the library alone.
+        poses: file of captured poses (see captures.read_webxr), or None for the library alone.
         lighting: 'full' (surroundings and lamps) or 'flat' (the same light from everywhere).
         occlusion: things held and in front, and other hands.
         skin_variety: all skin tones, gloves, sleeves, rings; otherwise one bare hand.
         left_share: part of the hands that are left.
         samples: light paths a pixel.
+        resolution: range of the part of its final size at which a picture is taken, before it is
+            enlarged as a crop of a photograph is.
     """
 
     size: int = 224
@@ -55,7 +62,8 @@ class SceneOptions:
     occlusion: bool = True
     skin_variety: bool = True
     left_share: float = 0.5
-    samples: int = 4
+    samples: int = 2
+    resolution: tuple[float, float] = (0.45, 1.0)
 
     def __post_init__(self) -> None:
         choices = {'backgrounds': ('procedural', 'photos', 'plain'), 'lighting': ('full', 'flat')}
@@ -64,6 +72,11 @@ class SceneOptions:
                 raise ValueError(
                     f'SceneOptions.{name} must be one of {allowed}, got {getattr(self, name)!r}'
                 )
+        low, high = self.resolution
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f'SceneOptions.resolution must be a range within 0..1, got {self.resolution}'
+            )
         if self.backgrounds == 'photos' and self.photos is None:
             raise ValueError("SceneOptions.backgrounds is 'photos': set photos to their folder")
         if not self.size >= 32 or not self.samples >= 1 or not 0 <= self.left_share <= 1:
@@ -84,7 +97,7 @@ class RenderedHand(NamedTuple):
         keypoints_3d: f32[21 3], metres, camera frame (x right, y down, z forward).
         is_left: which hand it is.
         mask: u8[s s], HAND (down to the wrist, with a glove or ring) and FOREARM (with its sleeve),
-            where they are seen under the pixel's centre; else 0.
+            else 0; of the rendered pixel that is nearest to each pixel's centre.
         camera: f64[3 3] intrinsic matrix; keypoints = camera @ keypoints_3d, divided by depth.
     """
 
@@ -97,6 +110,9 @@ class RenderedHand(NamedTuple):
     camera: Float[np.ndarray, '3 3']
 
 
+# The smallest picture that is taken, pixels a side.
+_SMALLEST = 48
+
 # How often, of all pictures.
 _GLOVE_SHARE = 0.07
 _SLEEVE_SHARE = 0.5
@@ -105,7 +121,7 @@ _RING_SHARE = 0.14
 _HELD_SHARE = 0.45  # tried; many poses hold no room for anything
 _IN_FRONT_SHARE = 0.13
 _OTHER_HAND_SHARE = 0.14
-_TABLE_SHARE = 0.22
+_TABLE_SHARE = 0.18
 
 # Every ingredient has its own stream of random numbers, so that switching one off leaves the others
 # as they are: ablations compare the same hands.
@@ -132,18 +148,18 @@ def generate(options: SceneOptions, seed: int, index: int) -> RenderedHand:
     streams = _streams(seed, index)
     light = _compose(buffers, staging)
     exposure = _exposure(light, buffers, staging, streams['lens'])
-    effects = camera_effects.sample(streams['lens'], options.size)
-    image = camera_effects.develop(light * exposure, effects, streams['lens'])
+    effects = camera_effects.sample(streams['lens'], scene.width)
+    image = camera_effects.develop(light * exposure, effects, streams['lens'], size=options.size)
     points = staging.keypoints_3d
-    keypoints = project(scene.camera, points)
+    keypoints = project(staging.camera, points)
     return RenderedHand(
         image=image,
         keypoints=keypoints.astype(np.float32),
         visible=_visible(picture, staging, keypoints, options.size),
         keypoints_3d=points.astype(np.float32),
         is_left=staging.is_left,
-        mask=_mask(buffers, staging),
-        camera=scene.camera,
+        mask=_mask(buffers, staging, options.size),
+        camera=staging.camera,
     )
 
 
@@ -160,20 +176,23 @@ class Staging(NamedTuple):
 
     Attributes:
         keypoints_3d: f64[21 3], camera frame.
+        camera: f64[3 3] intrinsic matrix of the final picture; the scene has that of the picture
+            before it is enlarged.
         is_left: which hand.
         flesh: f64[21], metres that may lie before a visible keypoint.
         parts: what each surface of the scene is: 'hand', 'arm', 'worn' or 'thing'.
         mask_values: the mask's value of each surface.
-        backdrop: f32[s s 3], what is seen past all surfaces.
+        backdrop: f32[r r 3], what is seen past all surfaces, at the size it is rendered.
         albedo: the skin's average reflectance.
     """
 
     keypoints_3d: Float[np.ndarray, '21 3']
+    camera: Float[np.ndarray, '3 3']
     is_left: bool
     flesh: Float[np.ndarray, '21']
     parts: tuple[str, ...]
     mask_values: tuple[int, ...]
-    backdrop: Float[np.ndarray, 's s 3']
+    backdrop: Float[np.ndarray, 'r r 3']
     albedo: float
 
 
@@ -189,16 +208,14 @@ def _rig(path: str) -> rig.GltfRig:
 
 
 @functools.lru_cache(maxsize=2)
-def _bundled() -> bodies.Body:
-    from handpose_jax.synthetic import body
-
+def _bundled() -> body.BundledBody:
     return body.BundledBody()
 
 
 @functools.lru_cache(maxsize=4)
 def _pose_library(path: str | None) -> tuple[bodies.HandPose, ...]:
     own = tuple(poses.library().values())
-    return own if path is None else own + tuple(poses.read_webxr(path).poses)
+    return own if path is None else own + tuple(captures.read_webxr(path).poses)
 
 
 # How much flesh may lie between the eye and a visible keypoint, metres on an average hand: wrist,
@@ -209,48 +226,53 @@ _FLESH = np.array([0.030, 0.026, 0.018, 0.0145, 0.012] + 4 * [0.021, 0.0145, 0.0
 def stage(options: SceneOptions, seed: int, index: int) -> tuple[render.Scene, Staging]:
     """Sets up the scene of one picture, without taking it (see generate)."""
     streams = _streams(seed, index)
-    size = options.size
     library = _pose_library(options.poses)
     rng = streams['pose']
     pose = poses.sample_pose(rng, library=library)
     shape = skeleton.sample_shape(rng)
     is_left = bool(rng.random() < options.left_share)
     source = _rig(options.rigs[rng.integers(len(options.rigs))]) if options.rigs else _bundled()
-    body = source.pose(shape, pose)
+    posed = source.pose(shape, pose)
 
-    rng = streams['view']
-    view = _sample_view(rng, body, pose, is_left, size)
+    arm = props.find_arm(posed, pose)
+    view = _sample_view(streams['view'], posed, arm, is_left, options.size)
+    size = max(_SMALLEST, round(options.size * streams['backdrop'].uniform(*options.resolution)))
+    taken = np.eye(3)
+    taken[:2] = geometry.scale_map(size / options.size)
+    camera = taken @ view.camera
 
-    dress = _sample_dress(options, streams['skin'])
+    dress = _sample_dress(options, streams['skin'], source)
     items: list[_Item] = []
-    _add_body(items, body, pose, view, is_left, dress)
+    _add_body(items, posed, arm, view, is_left, dress)
     if options.skin_variety:
-        _add_worn(items, streams['worn'], body, pose, view, is_left, dress)
+        _add_worn(items, streams['worn'], posed, arm, view, is_left, dress)
     if options.occlusion:
-        _add_things(items, streams['things'], body, shape, view, is_left)
-        _add_other_hand(items, streams['other'], source, library, body, view, is_left, dress)
-    window = _window(items, view.camera, size)
+        _add_things(items, streams['things'], posed, shape, view, is_left)
+        _add_other_hand(items, streams['other'], source, library, view, is_left, dress)
+    window, beyond = _window(items, camera, size), False
 
     backdrop = _backdrop(options, streams['backdrop'], size)
     if options.backgrounds != 'plain' and streams['backdrop'].random() < _TABLE_SHARE:
         _add_table(items, streams['backdrop'], options, view)
-        window = (0, 0, size, size)
+        beyond = True
     environment, up, lights = _light(options, streams['light'], backdrop, view)
     scene = render.Scene(
         surfaces=[item.surface for item in items],
         environment=environment,
         up=up,
         lights=lights,
-        camera=view.camera,
+        camera=camera,
         width=size,
         height=size,
         window=window,
+        beyond=beyond,
         samples=options.samples,
         bounces=3,
         seed=int(streams['light'].integers(2**31)),
     )
     return scene, Staging(
         keypoints_3d=view.keypoints,
+        camera=view.camera,
         is_left=is_left,
         flesh=_FLESH * shape.size * shape.thickness,
         parts=tuple(item.part for item in items),
@@ -292,14 +314,13 @@ _ATTEMPTS = 12
 
 def _sample_view(
     rng: np.random.Generator,
-    body: bodies.PosedBody,
-    pose: bodies.HandPose,
+    posed: bodies.PosedBody,
+    arm: props.Arm,
     is_left: bool,
     size: int,
 ) -> _View:
     """A camera that sees the whole hand, and not the end of the forearm if that can be had."""
-    keypoints = body.keypoints * _MIRROR if is_left else body.keypoints
-    arm = props.find_arm(body, pose)
+    keypoints = posed.keypoints * _MIRROR if is_left else posed.keypoints
     end = arm.vertices[arm.vertices[:, 1] < arm.vertices[:, 1].min() + 0.01] @ arm.frame.T
     end = end * _MIRROR if is_left else end
     kind = rng.choice(['any', 'upright', 'egocentric'], p=[0.5, 0.28, 0.22])
@@ -375,22 +396,41 @@ class _Dress(NamedTuple):
     """Materials of one person's hands."""
 
     skin: render.Material
+    arm: render.Material
     nails: render.Material
     cloth: render.Material
     albedo: float
     gloved: bool
 
 
-def _sample_dress(options: SceneOptions, rng: np.random.Generator) -> _Dress:
-    textures = skin.read_textures(options.textures) if options.textures else skin.NO_TEXTURES
-    tone = skin.sample_tone(rng)
+@functools.lru_cache(maxsize=16)
+def _sides(source: _Source) -> tuple[np.ndarray, np.ndarray]:
+    """Texture coordinates of the back and of the palm of a body."""
+    posed = source.pose(skeleton.AVERAGE, skeleton.FLAT)
+    middle = (posed.vertices[:, 1] > 0.02) & (posed.vertices[:, 1] < 0.085)
+    facing = posed.normals[:, 2]
+    return posed.uv[middle & (facing > 0.6)], posed.uv[middle & (facing < -0.6)]
+
+
+def _sample_dress(options: SceneOptions, rng: np.random.Generator, source: _Source) -> _Dress:
+    textures = (
+        materials.read_textures(options.textures) if options.textures else materials.NO_TEXTURES
+    )
+    tone = materials.sample_tone(rng)
     gloved = bool(rng.random() < _GLOVE_SHARE)
     which, roughness, contrast = rng.random(), float(rng.uniform(0.35, 0.62)), rng.uniform(0.5, 1.1)
     bump = float(rng.uniform(0.2, 0.8))
     if not options.skin_variety:
-        tone, gloved, which, roughness, contrast, bump = skin.AVERAGE_TONE, False, 0, 0.5, 0.8, 0.5
+        tone, gloved, which, roughness, contrast, bump = (
+            materials.AVERAGE_TONE,
+            False,
+            0,
+            0.5,
+            0.8,
+            0.5,
+        )
     cloth = _cloth(rng)
-    nail, nail_roughness = skin.nail_colour(rng, tone)
+    nail = materials.nail(rng, tone)
     if gloved:
         if textures.gloves and rng.random() < 0.6:
             colour = textures.gloves[int(which * len(textures.gloves))]
@@ -399,21 +439,29 @@ def _sample_dress(options: SceneOptions, rng: np.random.Generator) -> _Dress:
         material = render.Material(
             colour, roughness=float(rng.uniform(0.3, 0.9)), sheen=float(rng.uniform(0, 0.6))
         )
-        return _Dress(material, material, cloth, float(np.mean(colour)), True)
+        bare = render.Material(materials.skin_colour(tone), roughness=roughness, specular=0.4)
+        long = rng.random() < 0.3 and np.ndim(colour) == 1
+        arm = material if long else bare
+        return _Dress(material, arm, material, cloth, float(np.mean(colour)), True)
     if textures.skins:
-        colour = skin.tinted(
-            textures.skins[int(which * len(textures.skins))], tone, float(contrast)
-        )
+        back, palm = _sides(source)
+        logs = textures.skins[int(which * len(textures.skins))]
+        colour = materials.tinted(logs, tone, float(contrast), back=back, palm=palm)
+        bumps = textures.bumps
+    elif options.rigs:
+        colour, bumps = materials.skin_colour(tone), None
     else:
-        colour = skin.skin_colour(tone)
-    material = render.Material(
-        colour, roughness=roughness, specular=0.4, bumps=_bumps(textures.bumps, bump)
-    )
+        colour, bumps = materials.painted(int(which * materials.VARIANTS), tone)
+    material = render.Material(colour, roughness=roughness, specular=0.4, bumps=_bumps(bumps, bump))
     return _Dress(
         material,
-        render.Material(nail, roughness=nail_roughness, specular=0.5),
+        # A rig's forearm may be a continuation that has no texture of its own.
+        material
+        if not options.rigs
+        else render.Material(materials.skin_colour(tone), roughness=roughness, specular=0.4),
+        render.Material(nail, roughness=0.3, specular=0.5),
         cloth,
-        float(np.mean(skin.skin_colour(tone))),
+        float(np.mean(materials.skin_colour(tone))),
         False,
     )
 
@@ -453,36 +501,32 @@ def _cloth(rng: np.random.Generator) -> render.Material:
 
 def _add_body(
     items: list[_Item],
-    body: bodies.PosedBody,
-    pose: bodies.HandPose,
+    posed: bodies.PosedBody,
+    arm: props.Arm,
     view: _View,
     is_left: bool,
     dress: _Dress,
     labelled: bool = True,
 ) -> None:
     """Hand and forearm are surfaces of their own, on the same vertices."""
-    vertices = _place(body.vertices, view, is_left).astype(np.float32)
-    normals = _turn(body.normals, view, is_left).astype(np.float32)
-    frame = skeleton.forward_kinematics(skeleton.AVERAGE, pose).frames[skeleton.WRIST_BONE]
-    along = body.vertices @ frame[:, 1]
-    behind = along[body.faces].mean(axis=1) < -0.008
-    materials = {bodies.SKIN: dress.skin, bodies.NAIL: dress.nails, bodies.CLOTH: dress.cloth}
-    albedo = getattr(body, 'albedo', None)
-    for region, material in materials.items():
+    vertices = _place(posed.vertices, view, is_left).astype(np.float32)
+    normals = _turn(posed.normals, view, is_left).astype(np.float32)
+    along = posed.vertices @ arm.frame[:, 1]
+    behind = along[posed.faces].mean(axis=1) < -0.008
+    by_region = {bodies.SKIN: dress.skin, bodies.NAIL: dress.nails, bodies.CLOTH: dress.cloth}
+    for region, material in by_region.items():
         for is_arm in (False, True):
-            chosen = (body.regions == region) & (behind == is_arm)
+            chosen = (posed.regions == region) & (behind == is_arm)
             if not chosen.any():
                 continue
-            faces = body.faces[chosen]
-            colours = None
-            if albedo is not None and np.ndim(material.colour) == 1:
-                colours = np.minimum(np.asarray(albedo) * material.colour, 0.95)
+            faces = posed.faces[chosen]
+            if is_arm and region == bodies.SKIN:
+                material = dress.arm
             surface = render.Surface(
                 vertices=vertices,
                 normals=normals,
                 faces=faces[:, ::-1] if is_left else faces,
-                uv=body.uv,
-                colours=colours,
+                uv=posed.uv,
                 material=material,
             )
             value = (FOREARM if is_arm else HAND) if labelled else 0
@@ -516,14 +560,13 @@ def _add_shape(
 def _add_worn(
     items: list[_Item],
     rng: np.random.Generator,
-    body: bodies.PosedBody,
-    pose: bodies.HandPose,
+    posed: bodies.PosedBody,
+    arm: props.Arm,
     view: _View,
     is_left: bool,
     dress: _Dress,
 ) -> None:
-    arm = props.find_arm(body, pose)
-    clothed = bool((body.regions == bodies.CLOTH).any())
+    clothed = bool((posed.regions == bodies.CLOTH).any())
     if rng.random() < _SLEEVE_SHARE and not clothed:
         cloth = props.sleeve(rng, arm)
         _add_shape(items, cloth, view, is_left, dress.cloth, 'worn', FOREARM)
@@ -536,7 +579,7 @@ def _add_worn(
     if rng.random() < _RING_SHARE and not dress.gloved:
         metal = np.array([[1.0, 0.77, 0.34], [0.9, 0.9, 0.92], [0.95, 0.64, 0.54]])[rng.integers(3)]
         material = render.Material(metal, roughness=float(rng.uniform(0.1, 0.4)), metallic=1.0)
-        _add_shape(items, props.finger_ring(rng, body), view, is_left, material, 'hand', HAND)
+        _add_shape(items, props.finger_ring(rng, posed), view, is_left, material, 'hand', HAND)
 
 
 def _thing_material(rng: np.random.Generator) -> render.Material:
@@ -553,14 +596,14 @@ def _thing_material(rng: np.random.Generator) -> render.Material:
 def _add_things(
     items: list[_Item],
     rng: np.random.Generator,
-    body: bodies.PosedBody,
+    posed: bodies.PosedBody,
     shape: bodies.HandShape,
     view: _View,
     is_left: bool,
 ) -> None:
     material = _thing_material(rng)
     if rng.random() < _HELD_SHARE:
-        thing = props.held(rng, body.keypoints, shape.size * shape.thickness)
+        thing = props.held(rng, posed.keypoints, shape.size * shape.thickness)
         _add_shape(items, thing, view, is_left, material, 'thing', 0)
     if rng.random() < _IN_FRONT_SHARE:
         thing = props.in_front(rng)
@@ -589,9 +632,8 @@ def _add_things(
 def _add_other_hand(
     items: list[_Item],
     rng: np.random.Generator,
-    source: bodies.Body,
+    source: _Source,
     library: Sequence[bodies.HandPose],
-    body: bodies.PosedBody,
     view: _View,
     is_left: bool,
     dress: _Dress,
@@ -618,7 +660,8 @@ def _add_other_hand(
         if gaps.min() > 0.035 and placed[:, 2].min() > 0.15:
             other_view = view._replace(rotation=rotation, offset=offset, keypoints=placed)
             if _place(other.vertices, other_view, other_is_left)[:, 2].min() > 0.05:
-                _add_body(items, other, pose, other_view, other_is_left, dress, labelled=False)
+                other_arm = props.find_arm(other, pose)
+                _add_body(items, other, other_arm, other_view, other_is_left, dress, labelled=False)
             return
 
 
@@ -760,7 +803,8 @@ def _visible(
     return inside & np.where(own, before <= staging.flesh, before <= 0)
 
 
-def _mask(buffers: render.RenderBuffers, staging: Staging) -> UInt8[np.ndarray, 's s']:
+def _mask(buffers: render.RenderBuffers, staging: Staging, size: int) -> UInt8[np.ndarray, 's s']:
     # NOTHING is -1 and finds the last entry.
     values = np.array([*staging.mask_values, 0], np.uint8)
-    return values[buffers.shape_id]
+    mask = values[buffers.shape_id]
+    return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)

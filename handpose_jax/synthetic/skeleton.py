@@ -1,12 +1,13 @@
 """The bones of a hand: their lengths, the axes they turn about, how far, and what drags what.
 
-Everything is in the hand frame of bodies.py: metres, a right hand, origin at the wrist, +y to the base
-of the middle finger, +z out of the back, +x to the little finger's side.
+Everything is in the hand frame of bodies.py: metres, a right hand, origin at the wrist, +y to the
+base of the middle finger, +z out of the back, +x to the little finger's side.
 
-Lengths of the bones are averages of adults.
-Source: Buryanov and Kotiuk 2010, "Proportions of hand segments", International Journal of Morphology
-28(3), table of metacarpals, phalanges and soft tissue over the fingertips. Directions and ranges of the
-joints are textbook anatomy, rounded; the thumb's axes were set so that it reaches captured poses.
+Lengths of the bones are averages of adults. Directions and ranges of the joints are textbook
+anatomy, rounded; the thumb's axes were fitted to captured poses, which they reach within 2 mm.
+
+Source: Buryanov and Kotiuk 2010, "Proportions of hand segments", International Journal of
+Morphology 28(3), table of metacarpals, phalanges and soft tissue over the fingertips.
 """
 
 import math
@@ -43,16 +44,16 @@ BONE_LENGTHS = np.array(
         [0.0327, 0.0181, 0.0188],
     ]
 )
-"""The three bones after each finger's base. The last ends just under the skin of the fingertip, so it
-is the distal phalanx and most of the soft tissue over it."""
+"""The three bones after each finger's base, metres. The last ends just under the skin of the
+fingertip: it is the distal phalanx and most of the soft tissue over it."""
 
 # Where a straight finger points (degrees from +y towards the little finger's side), and the turn
 # about its own length that lets bent fingers converge on the root of the thumb.
 _FAN = (None, -3.0, 0.0, 3.5, 8.0)
 _ROLL = (None, 3.0, -2.0, -8.0, -16.0)
 
-# The thumb at rest beside a flat hand: its metacarpal points this far to the side, and this far out of
-# the palm; its nail is turned this far from the back of the hand (degrees).
+# The thumb at rest beside a flat hand: its metacarpal points this far to the side, and this far out
+# of the palm; its nail is turned this far from the back of the hand (degrees).
 _THUMB_SIDE, _THUMB_DOWN, _THUMB_ROLL = 47.0, 6.0, 68.0
 # The carpometacarpal joint is a saddle. Flexion swings the metacarpal in front of the palm about an
 # oblique axis; abduction swings it sideways about one nearly square to the palm.
@@ -62,7 +63,7 @@ _THUMB_ABDUCTION_AXIS = np.array([-0.389, 0.335, 0.858])
 _PRONATION_PER_FLEXION, _PRONATION_PER_ADDUCTION = 0.25, 0.45
 
 # The palm hollows: the ring and little fingers' metacarpals follow their fingers into a fist.
-_CUPPING = (0.0, 0.0, 0.0, 0.05, 0.11)
+_CUPPING = np.array([0.0, 0.0, 0.0, 0.05, 0.11])
 _CUPPING_AXIS = np.array([-0.80, -0.55, 0.0])
 
 WRIST_BONE = 0
@@ -74,17 +75,17 @@ class Skeleton(NamedTuple):
 
     Attributes:
         keypoints: f64[21 3], metres, the order of handpose_jax.hand.
-        frames: f64[21 3 3], proper rotations. Row k is the bone that ends in keypoint k: its columns
-            are the bone's side (+x), its length (+y, base to tip) and its back (+z). Of the bones
-            inside the palm (wrist to a finger's base) it is only the turn against the flat hand. Row
-            0 is the forearm's, +y from the elbow to the wrist.
+        frames: f64[21 3 3], proper rotations. Row k is the bone that ends in keypoint k: its
+            columns are the bone's side (+x), its length (+y, base to tip) and its back (+z). Of the
+            bones inside the palm (wrist to a finger's base) it is only the turn against the flat
+            hand. Row 0 is the forearm's, +y from the elbow to the wrist.
     """
 
     keypoints: Float[np.ndarray, '21 3']
     frames: Float[np.ndarray, '21 3 3']
 
 
-def _degrees(*rows: tuple[float, ...]) -> Float[np.ndarray, 'r c']:
+def _degrees(*rows: tuple[int, ...]) -> Float[np.ndarray, 'r c']:
     return np.radians(np.array(rows, dtype=np.float64))
 
 
@@ -117,8 +118,8 @@ _SPREAD_LEFT_WHEN_BENT = 0.25
 # The two last joints of a finger share a tendon: the tip follows the middle joint, within a slack.
 DISTAL_PER_MIDDLE = 2 / 3
 _DISTAL_SLACK = (math.radians(50), math.radians(20))
-# How much less than a neighbour (index-middle, middle-ring, ring-little) a finger can be bent, at its
-# base and at its middle joint.
+# How much less than a neighbour (index-middle, middle-ring, ring-little) a finger can be bent, at
+# its base and at its middle joint.
 _DRAG = _degrees((85, 105), (55, 90), (55, 90))
 
 FLAT = HandPose(fingers=np.zeros((5, 4)), wrist=np.zeros(2))
@@ -162,45 +163,62 @@ def _rest_frames() -> Float[np.ndarray, '5 3 3']:
 
 
 _REST_FRAMES = _rest_frames()
-# Abduction turns away from the middle finger, the middle one towards the little finger.
-_ABDUCTION_SIGNS = (1.0, 1.0, -1.0, -1.0, -1.0)
+# Abduction turns index to little finger away from the middle one, that towards the little one.
+_ABDUCTION_SIGNS = np.array([1.0, -1.0, -1.0, -1.0])
+
+
+def _cross_matrix(axis: Float[np.ndarray, '3']) -> Float[np.ndarray, '3 3']:
+    x, y, z = axis / np.linalg.norm(axis)
+    return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+
+
+_CROSS = {
+    'abduction': _cross_matrix(_Z),
+    'bend': _cross_matrix(-_X),
+    'pronation': _cross_matrix(-_Y),
+    'cupping': _cross_matrix(_CUPPING_AXIS),
+    'thumb_flexion': _cross_matrix(_THUMB_FLEXION_AXIS),
+    'thumb_abduction': _cross_matrix(_THUMB_ABDUCTION_AXIS),
+}
+
+
+def _turn(about: str, angles: Float[np.ndarray, '*b']) -> Float[np.ndarray, '*b 3 3']:
+    cross, angle = _CROSS[about], angles[..., None, None]
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
 
 
 def finger_frames(
-    finger: int, angles: Float[np.ndarray, '4']
-) -> tuple[Float[np.ndarray, '3 3'], Float[np.ndarray, '3 3 3']]:
-    """Poses one finger.
+    fingers: Float[np.ndarray, '*b 5 4'],
+) -> tuple[Float[np.ndarray, '*b 5 3 3'], Float[np.ndarray, '*b 5 3 3 3']]:
+    """Poses the fingers of many hands.
 
     Args:
-        finger: 0 (thumb) to 4 (little finger).
-        angles: its row of HandPose.fingers, radians; not clamped.
+        fingers: f64[.. 5 4], as in HandPose, radians; not clamped.
 
     Returns:
-        The turn of its bone inside the palm, and the frames of the three bones beyond.
+        Of every finger the turn of its bone inside the palm, f64[.. 5 3 3], and the frames of its
+        three bones beyond, f64[.. 5 3 3 3], as in Skeleton.
     """
-    abduction, first, second, third = (float(angle) for angle in angles)
-    palm = np.eye(3)
-    if finger == THUMB:
-        pronation = _PRONATION_PER_FLEXION * first - _PRONATION_PER_ADDUCTION * abduction
-        frame = (
-            rotation(_THUMB_ABDUCTION_AXIS, abduction)
-            @ rotation(_THUMB_FLEXION_AXIS, first)
-            @ _REST_FRAMES[THUMB]
-            @ rotation(-_Y, pronation)
-        )
-    else:
-        if _CUPPING[finger]:
-            palm = rotation(_CUPPING_AXIS, _CUPPING[finger] * max(0.0, first))
-        frame = (
-            palm
-            @ _REST_FRAMES[finger]
-            @ rotation(_Z, _ABDUCTION_SIGNS[finger] * abduction)
-            @ rotation(-_X, first)
-        )
-    frames = [frame]
-    for bend in (second, third):
-        frames.append(frames[-1] @ rotation(-_X, bend))
-    return palm, np.stack(frames)
+    abduction, first = fingers[..., 0], fingers[..., 1]
+    palm = _turn('cupping', _CUPPING * np.maximum(first, 0.0))
+    thumb_abduction, thumb_flexion = abduction[..., :1], first[..., :1]
+    pronation = _PRONATION_PER_FLEXION * thumb_flexion - _PRONATION_PER_ADDUCTION * thumb_abduction
+    thumb = (
+        _turn('thumb_abduction', thumb_abduction)
+        @ _turn('thumb_flexion', thumb_flexion)
+        @ _REST_FRAMES[THUMB]
+        @ _turn('pronation', pronation)
+    )
+    others = (
+        palm[..., 1:, :, :]
+        @ _REST_FRAMES[1:]
+        @ _turn('abduction', _ABDUCTION_SIGNS * abduction[..., 1:])
+        @ _turn('bend', first[..., 1:])
+    )
+    near = np.concatenate([thumb, others], axis=-3)
+    middle = near @ _turn('bend', fingers[..., 2])
+    far = middle @ _turn('bend', fingers[..., 3])
+    return palm, np.stack([near, middle, far], axis=-3)
 
 
 def finger_bases(shape: HandShape) -> Float[np.ndarray, '5 3']:
@@ -224,17 +242,17 @@ def forward_kinematics(shape: HandShape, pose: HandPose) -> Skeleton:
     lengths = BONE_LENGTHS * (shape.size * np.asarray(shape.lengths)[:, None])
     flexion, deviation = float(pose.wrist[0]), float(pose.wrist[1])
     frames[WRIST_BONE] = (rotation(-_Z, deviation) @ rotation(-_X, flexion)).T
-    for finger, at in enumerate(FINGER_KEYPOINTS):
-        palm, beyond = finger_frames(finger, pose.fingers[finger])
-        frames[at[0]], frames[at[1:]] = palm, beyond
-        keypoints[at[0]] = palm @ bases[finger]
-        steps = lengths[finger, :, None] * beyond[:, :, 1]
-        keypoints[at[1:]] = keypoints[at[0]] + np.cumsum(steps, axis=0)
+    palm, beyond = finger_frames(np.asarray(pose.fingers, dtype=np.float64))
+    first, others = FINGER_KEYPOINTS[:, 0], FINGER_KEYPOINTS[:, 1:]
+    frames[first], frames[others] = palm, beyond
+    keypoints[first] = (palm @ bases[:, :, None])[..., 0]
+    steps = lengths[..., None] * beyond[..., 1]
+    keypoints[others] = keypoints[first][:, None] + np.cumsum(steps, axis=1)
     return Skeleton(keypoints, frames)
 
 
 def clamp(pose: HandPose) -> HandPose:
-    """Brings a pose to what a hand can do: limits, tendons that couple joints, neighbours that drag.
+    """Brings a pose to what a hand can do: limits, coupled tendons, neighbours that drag.
 
     Clamping twice changes nothing more.
 
