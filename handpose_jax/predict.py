@@ -33,7 +33,7 @@ class Predictor:
             ValueError: if the workdir holds none.
         """
         self.config: ConfigDict = checkpoints.load_config(workdir)
-        model = models.build(**self.config.model)
+        model = models.build(**self.config.model.to_dict())
         self.step, self._variables = runtimes.load_variables(workdir, self.config, model)
         self._predict = runtimes.make_predict_step(model, self.config.decode.to_dict())
 

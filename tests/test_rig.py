@@ -399,7 +399,7 @@ ASSETS = os.environ.get('HANDPOSE_ASSETS')
 
 @pytest.mark.skipif(not ASSETS, reason='HANDPOSE_ASSETS is not set')
 class TestTheCc0Rig:
-    @pytest.fixture(scope='class')
+    @pytest.fixture
     def folder(self):
         return pathlib.Path(str(ASSETS)) / 'hands' / 'rig_cc0'
 

@@ -131,7 +131,8 @@ def first_hits(staged, points):
 def test_visibility_is_that_of_a_brute_force_ray_test(options):
     hidden = 0
     for index in range(10):
-        staged, staging = stage(options, 3, index)
+        picture, staging = stage(options, 3, index)
+        staged = picture.scene
         rendered = generate(options, 3, index)
         depths, which = first_hits(staged, staging.keypoints_3d)
         own = np.isin(np.array([*staging.parts, ''])[which], ['hand', 'worn'])
@@ -178,7 +179,8 @@ def test_a_thing_before_the_hand_hides_it_and_only_where_it_is(options, monkeypa
 def test_the_mask_is_the_silhouette_of_the_projected_mesh(options):
     bare = SceneOptions(**{**options.__dict__, 'occlusion': False, 'skin_variety': False})
     for index in range(4):
-        staged, staging = stage(bare, 3, index)
+        picture, staging = stage(bare, 3, index)
+        staged = picture.scene
         rendered = generate(bare, 3, index)
         fine = 8
         canvas = np.zeros((SIZE * fine, SIZE * fine), np.uint8)
@@ -245,12 +247,28 @@ def test_left_is_right_mirrored(options):
         counted += chirality(right.keypoints_3d) == -chirality(left.keypoints_3d)
         # The meshes still look outwards.
         for staged, _ in sides.values():
-            surface = staged.surfaces[0]
+            surface = staged.scene.surfaces[0]
             corners = surface.vertices[surface.faces].astype(float)
             normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
             agree = (normals * surface.normals[surface.faces].mean(axis=1)).sum(axis=1)
             assert (agree > 0).mean() > 0.98
     assert counted == 6
+
+
+def test_a_hand_that_is_all_hidden_is_uncovered(options, monkeypatch):
+    def wall(items, rng, posed, shape, view, is_left):
+        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.1
+        surface = render.Surface(
+            np.column_stack([corners, np.full(4, 0.06)]),
+            np.array([[0, 2, 1], [0, 3, 2]]),
+            render.Material(np.ones(3)),
+        )
+        items.append(scene._Item(surface, 'thing', 0))
+
+    monkeypatch.setattr(scene, '_add_things', wall)
+    picture, staging = stage(options, 3, 0)
+    assert 'thing' not in staging.parts
+    assert scene.find_visible(picture, staging, SIZE).sum() >= 6
 
 
 def test_half_of_the_hands_are_left(options):
@@ -273,7 +291,7 @@ def test_switches_leave_pose_and_view_alone(options):
 
 def test_switches_do_what_they_say(options):
     for index in range(12):
-        flat = stage(SceneOptions(**{**options.__dict__, 'lighting': 'flat'}), 3, index)[0]
+        flat = stage(SceneOptions(**{**options.__dict__, 'lighting': 'flat'}), 3, index)[0].scene
         assert len(flat.lights) == 0
         assert flat.environment.shape == (3,)
         free = stage(
@@ -282,7 +300,9 @@ def test_switches_do_what_they_say(options):
             index,
         )
         assert 'thing' not in free[1].parts
-        plain = stage(SceneOptions(**{**options.__dict__, 'skin_variety': False}), 3, index)[0]
+        plain = stage(SceneOptions(**{**options.__dict__, 'skin_variety': False}), 3, index)[
+            0
+        ].scene
         expected = materials.skin_colour(materials.AVERAGE_TONE)
         np.testing.assert_allclose(plain.surfaces[0].material.colour, expected)
 
@@ -293,8 +313,8 @@ def test_photographs_and_textures_are_used(options, photos, textures):
     )
     kinds = set()
     for index in range(25):
-        staged, staging = stage(changed, 3, index)
-        material = staged.surfaces[0].material
+        picture, staging = stage(changed, 3, index)
+        material = picture.scene.surfaces[0].material
         kinds.add((np.ndim(material.colour), material.bumps is not None))
         assert staging.backdrop.shape == (SIZE, SIZE, 3)
     assert (3, True) in kinds

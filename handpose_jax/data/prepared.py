@@ -42,11 +42,11 @@ class Split(NamedTuple):
     """What a split holds.
 
     Attributes:
-        count: number of records.
+        records: how many.
         make: index to Example; picklable, and a function of the index alone.
     """
 
-    count: int
+    records: int
     make: Callable[[int], Example]
 
 
@@ -124,7 +124,7 @@ def prepare(
     tasks = [
         _Shard(str(target), name, split_name, split, number, count, with_3d)
         for split_name, split in splits.items()
-        for count in [max(1, math.ceil(split.count / records_per_shard))]
+        for count in [max(1, math.ceil(split.records / records_per_shard))]
         for number in range(count)
     ]
     missing = [task for task in tasks if not task.path.exists()]
@@ -138,18 +138,18 @@ class _Shard(NamedTuple):
     split_name: str
     split: Split
     number: int
-    count: int
+    of: int
     with_3d: bool
 
     @property
     def path(self) -> Path:
         stem = f'{self.dataset}-{self.split_name}.{_FILE_FORMAT}'
-        return Path(self.folder) / f'{stem}-{self.number:05d}-of-{self.count:05d}'
+        return Path(self.folder) / f'{stem}-{self.number:05d}-of-{self.of:05d}'
 
     @property
     def indices(self) -> range:
-        begin = self.split.count * self.number // self.count
-        return range(begin, self.split.count * (self.number + 1) // self.count)
+        total = self.split.records
+        return range(total * self.number // self.of, total * (self.number + 1) // self.of)
 
 
 def _make_shards(

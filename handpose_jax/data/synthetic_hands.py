@@ -17,7 +17,7 @@ from handpose_jax.synthetic.scene import SceneOptions, generate
 NAME = 'synthetic_hands'
 
 VERSION = '1.0.0'
-"""To be raised when a seed gives other pictures than before: old kept data sets are not used then."""
+"""Raised when a seed gives other pictures than before, so that old data sets are not used."""
 
 _JPEG_QUALITY = 95
 

@@ -293,7 +293,8 @@ def _nail(finger: int) -> Part:
     rim = np.ones(local.shape[:2], bool)
     rim[1:-1, 1:-1] = False
     local[rim, 2] -= 0.0011
-    local[rim, 1] -= 0.0002
+    local[[0, -1], :, 1] -= 0.0002
+    local[:, [0, -1], 0] += [-0.0001, 0.0001]
     uv = np.stack(np.meshgrid(across / 2 + 0.5, along), axis=-1)
     uv = np.pad(uv, ((1, 1), (1, 1), (0, 0)), mode='edge')
     points = REST_SKELETON.keypoints[at[0]] + local.reshape(-1, 3) @ REST_SKELETON.frames[at[1]].T

@@ -164,8 +164,8 @@ def _vignette(height: int, width: int, strength: float) -> Float[np.ndarray, 'h 
 def _noise(light: Linear, effects: CameraEffects, rng: np.random.Generator) -> Linear:
     grains = rng.standard_normal(light.shape, dtype=np.float32)
     if effects.grain:
-        grains = cv2.GaussianBlur(grains, (0, 0), effects.grain)
-        grains /= max(float(grains.std()), 1e-6)
+        soft = cv2.GaussianBlur(grains, (0, 0), effects.grain)
+        grains = (soft / max(float(soft.std()), 1e-6)).astype(np.float32)
     variance = effects.shot_noise**2 * np.maximum(light, 0) + effects.read_noise**2
     return grains * np.sqrt(variance)
 
@@ -174,4 +174,7 @@ def _jpeg(image: UInt8[np.ndarray, 'h w 3'], quality: int) -> UInt8[np.ndarray, 
     encoded = cv2.imencode(
         '.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )[1]
-    return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    if decoded is None:
+        raise RuntimeError('OpenCV cannot read back the JPEG that it wrote; is libjpeg broken?')
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB).astype(np.uint8)

@@ -170,7 +170,7 @@ class Picture:
 
     def __init__(self, scene: Scene) -> None:
         self._mi = _mitsuba()
-        self._scene = scene
+        self.scene = scene
         whole = (0, 0, scene.width, scene.height)
         self._window = scene.window or whole
         self._region = whole if scene.beyond else self._window
@@ -185,7 +185,7 @@ class Picture:
 
     def render(self) -> RenderBuffers:
         """Renders colour, coverage, depth and shapes."""
-        scene = self._scene
+        scene = self.scene
         x0, y0, x1, y1 = self._region
         colour = self._colour(self._window, scene.samples)
         if self._region != self._window:
@@ -193,7 +193,8 @@ class Picture:
             left, top, right, bottom = self._window
             colour[top:bottom, left:right] = fine
         exact = self._pass(
-            {'type': 'aov', 'aovs': 'at:position,shape:shape_index,facing:sh_normal,own:albedo'},
+            # Every channel costs as much time as a ray.
+            {'type': 'aov', 'aovs': 'far:depth,shape:shape_index,own:albedo'},
             # One sample without jitter: through the pixel's centre.
             {'type': 'stratified', 'sample_count': 1, 'jitter': False},
             'rgb',
@@ -207,9 +208,11 @@ class Picture:
         # A few samples tell little about a pixel's coverage; with its neighbours' they tell enough.
         coverage = cv2.GaussianBlur(np.ascontiguousarray(colour[..., 3]), (3, 3), 0.7)
         alpha[y0:y1, x0:x1] = np.clip(coverage, 0, 1)
-        shapes = self._surface_of_shape[exact[..., 3].astype(int)]
+        shapes = self._surface_of_shape[exact[..., 1].astype(int)]
         shown = shapes >= 0
-        depth[y0:y1, x0:x1][shown] = exact[..., 2][shown]
+        # Mitsuba's depth is the distance from the eye.
+        z = exact[..., 0] / self._obliqueness()[y0:y1, x0:x1]
+        depth[y0:y1, x0:x1][shown] = z[shown]
         shape_id[y0:y1, x0:x1][shown] = shapes[shown]
         for y, x in np.argwhere(shapes == _LAMP):
             behind = self._first_surface(self._ray_of_pixel(int(x) + x0, int(y) + y0))
@@ -217,17 +220,17 @@ class Picture:
                 depth[y + y0, x + x0], shape_id[y + y0, x + x0] = behind
         rgb[y0:y1, x0:x1] = _smoothed(
             np.maximum(np.nan_to_num(colour[..., :3]), 0),
+            focal=float(scene.camera[0, 0]),
             traced=colour[..., 3],
             alpha=alpha[y0:y1, x0:x1],
-            albedo=exact[..., 7:10],
-            normals=exact[..., 4:7],
+            albedo=exact[..., 2:5],
             depth=depth[y0:y1, x0:x1],
             shape_id=shape_id[y0:y1, x0:x1],
         )
         return RenderBuffers(rgb, alpha, depth, shape_id)
 
     def _colour(self, region: _Region, samples: int) -> Float[np.ndarray, 'h w 4']:
-        integrator = {'type': 'path', 'max_depth': self._scene.bounces, 'hide_emitters': True}
+        integrator = {'type': 'path', 'max_depth': self.scene.bounces, 'hide_emitters': True}
         # Strata are a square grid.
         square = math.isqrt(samples) ** 2 == samples
         sampler = {'type': 'stratified' if square else 'independent', 'sample_count': samples}
@@ -240,14 +243,21 @@ class Picture:
         pixel_format: str,
         region: _Region,
     ) -> Float[np.ndarray, 'h w c']:
-        mi, scene = self._mi, self._scene
+        mi, scene = self._mi, self.scene
         sensor = mi.load_dict(_sensor(mi, scene, sampler, pixel_format, region))
         tracer = mi.load_dict({**integrator, 'block_size': _BLOCK})
         picture = mi.render(self._loaded, sensor=sensor, integrator=tracer, seed=scene.seed)
         return np.array(picture)
 
+    def _obliqueness(self) -> Float[np.ndarray, 'h w']:
+        """Distance from the eye for each unit of depth, through every pixel's centre."""
+        camera = np.asarray(self.scene.camera, np.float64)
+        x = (np.arange(self.scene.width) - camera[0, 2]) / camera[0, 0]
+        y = (np.arange(self.scene.height) - camera[1, 2]) / camera[1, 1]
+        return np.sqrt(1 + x[None, :] ** 2 + y[:, None] ** 2)
+
     def _ray_of_pixel(self, x: int, y: int) -> Float[np.ndarray, '3']:
-        ray = np.linalg.solve(np.asarray(self._scene.camera, np.float64), [x, y, 1.0])
+        ray = np.linalg.solve(np.asarray(self.scene.camera, np.float64), [x, y, 1.0])
         return ray / np.linalg.norm(ray)
 
     def _first_surface(self, direction: Float[np.ndarray, '3']) -> tuple[float, int] | None:
@@ -287,18 +297,19 @@ class Picture:
 
 # Passes of the smoothing filter: distance to the neighbours that are averaged, pixels.
 _REACHES = (1, 2, 3)
-# How unlike two pixels of one surface may be: squared difference of their normals, and of their
-# depths in relation to the depth.
-_NORMAL_TOLERANCE, _DEPTH_TOLERANCE = 0.12, 0.012
+# How unlike two neighbouring pixels of one surface may be. Their depths, in relation to the depth: by
+# a part for any picture, and one for each pixel that the surface recedes while it is crossed by one;
+# and how much the slopes there may differ.
+_DEPTH_TOLERANCE, _STEEPNESS, _SLOPE_TOLERANCE = 0.004, 3.0, 1.0
 
 
 def _smoothed(
     rgb: Float[np.ndarray, 'h w 3'],
     *,
+    focal: float,
     traced: Float[np.ndarray, 'h w'],
     alpha: Float[np.ndarray, 'h w'],
     albedo: Float[np.ndarray, 'h w 3'],
-    normals: Float[np.ndarray, 'h w 3'],
     depth: Float[np.ndarray, 'h w'],
     shape_id: Int[np.ndarray, 'h w'],
 ) -> Float[np.ndarray, 'h w 3']:
@@ -312,11 +323,12 @@ def _smoothed(
     illumination filtering", High Performance Graphics, with the albedo divided out.
     """
     shape = rgb.shape[:2]
+    recede = _DEPTH_TOLERANCE + _STEEPNESS / focal
     hit = shape_id != NOTHING
     near = np.where(hit, depth, 0.0).astype(np.float32)
     edge = np.zeros(shape, bool)
     for axis in (0, 1):
-        step = np.abs(np.diff(near, axis=axis)) > _DEPTH_TOLERANCE * near.max(initial=0.0)
+        step = np.abs(np.diff(near, axis=axis)) > recede * near.max(initial=0.0)
         step |= np.diff(shape_id, axis=axis) != 0
         before, after = [slice(None)] * 2, [slice(None)] * 2
         before[axis], after[axis] = slice(None, -1), slice(1, None)
@@ -329,7 +341,11 @@ def _smoothed(
     gives *= hit
     albedo = np.maximum(albedo, 0.02)
     light = rgb / (albedo * np.maximum(traced, 0.05)[..., None])
-    tolerance = 1.0 / (_DEPTH_TOLERANCE * near + 1e-9)
+    tolerance = 1.0 / (recede * near + 1e-9)
+    # How steeply the surface recedes, in relation to what may be: stands for its normal.
+    slope = 0.5 / (_SLOPE_TOLERANCE * near.max(initial=0.0) / focal + 1e-9)
+    across = np.gradient(near, axis=1).astype(np.float32) * np.float32(slope)
+    down = np.gradient(near, axis=0).astype(np.float32) * np.float32(slope)
     # The shape is a far step in depth of its own.
     place = near + np.float32(100.0) * shape_id
     for reach in _REACHES:
@@ -345,11 +361,9 @@ def _smoothed(
                 )
                 for sign in (-1, 1)
             )
-            # 1 - |n - m|^2 / tolerance, of unit normals n and m.
-            alike = np.einsum('hwc,hwc->hw', normals[to], normals[of])
-            alike *= 2 / _NORMAL_TOLERANCE
-            alike += 1 - 2 / _NORMAL_TOLERANCE
-            alike -= np.abs(place[to] - place[of]) * (tolerance[to] * (1 / reach))
+            alike = 1 - np.abs(place[to] - place[of]) * (tolerance[to] * (1 / reach))
+            alike -= np.abs(across[to] - across[of])
+            alike -= np.abs(down[to] - down[of])
             np.maximum(alike, 0.0, out=alike)
             alike *= 0.5 if dy == 0 or dx == 0 else 0.25
             total[to] += alike[..., None] * given[of]

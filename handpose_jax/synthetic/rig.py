@@ -180,8 +180,9 @@ def vertex_normals(
         ],
         axis=1,
     )
-    sums /= np.maximum(np.sqrt((sums**2).sum(axis=1, keepdims=True)), 1e-12)
-    return (sums if welded is None else sums[welded]).astype(np.float32)
+    lengths = np.sqrt((sums**2).sum(axis=1, keepdims=True))
+    normals = (sums / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return normals if welded is None else normals[welded]
 
 
 _COMPONENTS = {5120: 'i1', 5121: 'u1', 5122: 'i2', 5123: 'u2', 5125: 'u4', 5126: 'f4'}

@@ -1,10 +1,11 @@
 """Photographs of hands that never were, with the truth about them: one for every seed and index."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,6 +27,7 @@ from handpose_jax.synthetic import (
     skeleton,
 )
 
+_Lamp = render.PanelLight | render.PointLight | render.DirectionalLight
 _Source = body.BundledBody | rig.GltfRig
 
 HAND, FOREARM = 1, 2
@@ -113,6 +115,9 @@ class RenderedHand(NamedTuple):
 # The smallest picture that is taken, pixels a side.
 _SMALLEST = 48
 
+# Keypoints that must be visible, or else what hides the hand is taken away.
+_LEAST_VISIBLE = 6
+
 # How often, of all pictures.
 _GLOVE_SHARE = 0.07
 _SLEEVE_SHARE = 0.5
@@ -142,20 +147,19 @@ def generate(options: SceneOptions, seed: int, index: int) -> RenderedHand:
     Raises:
         ValueError: if a file that the options name is not what it should be.
     """
-    scene, staging = stage(options, seed, index)
-    picture = render.Picture(scene)
+    picture, staging = stage(options, seed, index)
     buffers = picture.render()
     streams = _streams(seed, index)
     light = _compose(buffers, staging)
     exposure = _exposure(light, buffers, staging, streams['lens'])
-    effects = camera_effects.sample(streams['lens'], scene.width)
+    effects = camera_effects.sample(streams['lens'], picture.scene.width)
     image = camera_effects.develop(light * exposure, effects, streams['lens'], size=options.size)
     points = staging.keypoints_3d
     keypoints = project(staging.camera, points)
     return RenderedHand(
         image=image,
         keypoints=keypoints.astype(np.float32),
-        visible=_visible(picture, staging, keypoints, options.size),
+        visible=find_visible(picture, staging, options.size),
         keypoints_3d=points.astype(np.float32),
         is_left=staging.is_left,
         mask=_mask(buffers, staging, options.size),
@@ -223,8 +227,18 @@ def _pose_library(path: str | None) -> tuple[bodies.HandPose, ...]:
 _FLESH = np.array([0.030, 0.026, 0.018, 0.0145, 0.012] + 4 * [0.021, 0.0145, 0.0125, 0.0105])
 
 
-def stage(options: SceneOptions, seed: int, index: int) -> tuple[render.Scene, Staging]:
-    """Sets up the scene of one picture, without taking it (see generate)."""
+def stage(options: SceneOptions, seed: int, index: int) -> tuple[render.Picture, Staging]:
+    """Sets up one picture, without taking it (see generate)."""
+    scene, staging = _set_up(options, seed, index)
+    picture = render.Picture(scene)
+    if options.occlusion and find_visible(picture, staging, options.size).sum() < _LEAST_VISIBLE:
+        # So little of the hand is to be seen that nothing could be learnt from it.
+        scene, staging = _set_up(dataclasses.replace(options, occlusion=False), seed, index)
+        picture = render.Picture(scene)
+    return picture, staging
+
+
+def _set_up(options: SceneOptions, seed: int, index: int) -> tuple[render.Scene, Staging]:
     streams = _streams(seed, index)
     library = _pose_library(options.poses)
     rng = streams['pose']
@@ -255,11 +269,10 @@ def stage(options: SceneOptions, seed: int, index: int) -> tuple[render.Scene, S
     if options.backgrounds != 'plain' and streams['backdrop'].random() < _TABLE_SHARE:
         _add_table(items, streams['backdrop'], options, view)
         beyond = True
-    environment, up, lights = _light(options, streams['light'], backdrop, view)
+    environment, lights = _light(options, streams['light'], backdrop, view)
     scene = render.Scene(
         surfaces=[item.surface for item in items],
         environment=environment,
-        up=up,
         lights=lights,
         camera=camera,
         width=size,
@@ -508,7 +521,7 @@ def _add_body(
     dress: _Dress,
     labelled: bool = True,
 ) -> None:
-    """Hand and forearm are surfaces of their own, on the same vertices."""
+    """Hand and forearm are surfaces of their own."""
     vertices = _place(posed.vertices, view, is_left).astype(np.float32)
     normals = _turn(posed.normals, view, is_left).astype(np.float32)
     along = posed.vertices @ arm.frame[:, 1]
@@ -520,13 +533,16 @@ def _add_body(
             if not chosen.any():
                 continue
             faces = posed.faces[chosen]
+            used = np.zeros(len(vertices), bool)
+            used[faces] = True
+            faces = (np.cumsum(used) - 1)[faces]
             if is_arm and region == bodies.SKIN:
                 material = dress.arm
             surface = render.Surface(
-                vertices=vertices,
-                normals=normals,
+                vertices=vertices[used],
+                normals=normals[used],
                 faces=faces[:, ::-1] if is_left else faces,
-                uv=posed.uv,
+                uv=posed.uv[used],
                 material=material,
             )
             value = (FOREARM if is_arm else HAND) if labelled else 0
@@ -736,36 +752,53 @@ def _light(
     rng: np.random.Generator,
     backdrop: Float[np.ndarray, 's s 3'],
     view: _View,
-) -> tuple[np.ndarray, np.ndarray, list[Any]]:
-    """Light from everywhere, where up is, and lamps."""
+) -> tuple[Float[np.ndarray, '3'], list[_Lamp]]:
+    """Light from everywhere, and lamps.
+
+    A map of the surroundings would be truer; Mitsuba takes half as long again to sample it.
+    """
     level = max(float(backdrop.mean()), 0.04)
     if options.lighting == 'flat':
-        return np.full(3, level), -_Y, []
+        return np.full(3, level), []
     up = -_Y + rng.normal(0, 0.35, 3)
     if rng.random() < 0.3:
         up = rng.normal(size=3)
     up /= np.linalg.norm(up)
-    environment = backgrounds.surroundings(backdrop)
-    environment *= np.float32(2 ** rng.normal(0, 0.4))
+    around = backgrounds.surroundings(backdrop) * np.float32(2 ** rng.normal(0, 0.4))
     middle = view.keypoints.mean(axis=0)
-    lights: list[Any] = []
-    for _ in range(int(rng.choice(4, p=[0.15, 0.45, 0.3, 0.1]))):
-        direction = rng.normal(size=3) + 1.1 * up - 0.4 * _Z
-        direction /= np.linalg.norm(direction)
-        strength = math.pi * level * math.exp(rng.uniform(math.log(0.3), math.log(4.0)))
-        warm = rng.normal(0, 0.18)
-        tint = strength * np.exp([warm, 0.0, -1.2 * warm])
-        distance = rng.uniform(0.8, 2.5)
-        position = middle + distance * direction
-        kind = rng.random()
-        if kind < 0.65:
-            side = math.exp(rng.uniform(math.log(0.08), math.log(1.2)))
-            lights.append(render.PanelLight(position, middle, side, tint * distance**2 / side**2))
-        elif kind < 0.85:
-            lights.append(render.DirectionalLight(-direction, tint))
-        else:
-            lights.append(render.PointLight(position, tint * distance**2))
-    return environment, up, lights
+    lamps = [_lamp(rng, level, up, middle) for _ in range(rng.choice(4, p=[0.1, 0.45, 0.35, 0.1]))]
+    if any(isinstance(lamp, render.DirectionalLight) for lamp in lamps):
+        return around.mean(axis=(0, 1)), lamps
+    # The upper half of the surroundings is a sky or ceiling, behind all lamps: it would hide the sun.
+    direction = up + rng.normal(0, 0.3, 3)
+    direction /= np.linalg.norm(direction)
+    distance, side = 3.5, rng.uniform(2.0, 6.0)
+    above = 0.6 * math.pi * around[: len(around) // 2].mean(axis=(0, 1)) * distance**2 / side**2
+    sky = render.PanelLight(middle + distance * direction, middle, float(side), above)
+    return 0.6 * around.mean(axis=(0, 1)), [*lamps, sky]
+
+
+def _lamp(
+    rng: np.random.Generator,
+    level: float,
+    up: Float[np.ndarray, '3'],
+    target: Float[np.ndarray, '3'],
+) -> _Lamp:
+    """A lamp, mostly above, that gives about as much light as the surroundings."""
+    direction = rng.normal(size=3) + 1.1 * up - 0.4 * _Z
+    direction /= np.linalg.norm(direction)
+    strength = math.pi * level * math.exp(rng.uniform(math.log(0.3), math.log(4.0)))
+    warm = rng.normal(0, 0.18)
+    tint = strength * np.exp([warm, 0.0, -1.2 * warm])
+    distance = rng.uniform(0.8, 2.5)
+    position = target + distance * direction
+    kind = rng.random()
+    if kind < 0.65:
+        side = math.exp(rng.uniform(math.log(0.08), math.log(1.2)))
+        return render.PanelLight(position, target, side, tint * distance**2 / side**2)
+    if kind < 0.85:
+        return render.DirectionalLight(-direction, tint)
+    return render.PointLight(position, tint * distance**2)
 
 
 def _compose(buffers: render.RenderBuffers, staging: Staging) -> Float[np.ndarray, 's s 3']:
@@ -788,13 +821,15 @@ def _exposure(
     return error * 0.2 / max(0.45 * whole + 0.55 * min(incident, 4 * whole + 0.1), 1e-3)
 
 
-def _visible(
-    picture: render.Picture,
-    staging: Staging,
-    keypoints: Float[np.ndarray, '21 2'],
-    size: int,
-) -> Bool[np.ndarray, '21']:
-    """Inside the picture, with nothing before it but its own flesh and what is worn on it."""
+def find_visible(picture: render.Picture, staging: Staging, size: int) -> Bool[np.ndarray, '21']:
+    """Keypoints in the picture with nothing before them but their own flesh and what is worn on it.
+
+    Args:
+        picture: as staged.
+        staging: what is known about it.
+        size: side of the final picture, pixels.
+    """
+    keypoints = project(staging.camera, staging.keypoints_3d)
     inside = ((keypoints >= -0.5) & (keypoints <= size - 0.5)).all(axis=1)
     depths, shape_ids = picture.surfaces_towards(staging.keypoints_3d)
     before = staging.keypoints_3d[:, 2] - depths

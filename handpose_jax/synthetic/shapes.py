@@ -129,7 +129,9 @@ def ball(radius: float) -> Shape:
 def box(sides: Float[np.ndarray, '3']) -> Shape:
     """A box with sharp edges."""
     axes = np.eye(3)
-    vertices, normals, faces = [], [], []
+    vertices: list[np.ndarray] = []
+    normals: list[np.ndarray] = []
+    faces: list[np.ndarray] = []
     for axis in range(3):
         for sign in (1.0, -1.0):
             normal = sign * axes[axis]
