@@ -206,7 +206,9 @@ def load_variables(workdir: str, template: Any) -> tuple[int, dict[str, Any]]:
     if not folder.is_dir():
         raise ValueError(f'workdir {workdir}: no {CHECKPOINTS}/; train there first')
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as m:
+    # Spelt out because read_only implies them, with a warning for each.
+    options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
+    with ocp.CheckpointManager(folder, options=options) as m:
         step = m.latest_step()
         if step is None:
             raise ValueError(f'workdir {workdir}: {CHECKPOINTS}/ holds no complete checkpoint')

@@ -297,9 +297,9 @@ class Picture:
 
 # Passes of the smoothing filter: distance to the neighbours that are averaged, pixels.
 _REACHES = (1, 2, 3)
-# How unlike two neighbouring pixels of one surface may be. Their depths, in relation to the depth: by
-# a part for any picture, and one for each pixel that the surface recedes while it is crossed by one;
-# and how much the slopes there may differ.
+# How unlike two neighbouring pixels of one surface may be. Their depths, in relation to the depth:
+# by a part for any picture, and one for each pixel that the surface recedes while it is crossed by
+# one; and how much the slopes there may differ.
 _DEPTH_TOLERANCE, _STEEPNESS, _SLOPE_TOLERANCE = 0.004, 3.0, 1.0
 
 
@@ -346,6 +346,7 @@ def _smoothed(
     slope = 0.5 / (_SLOPE_TOLERANCE * near.max(initial=0.0) / focal + 1e-9)
     across = np.gradient(near, axis=1).astype(np.float32) * np.float32(slope)
     down = np.gradient(near, axis=0).astype(np.float32) * np.float32(slope)
+    sloped = hit & ~edge
     # The shape is a far step in depth of its own.
     place = near + np.float32(100.0) * shape_id
     for reach in _REACHES:
@@ -362,8 +363,8 @@ def _smoothed(
                 for sign in (-1, 1)
             )
             alike = 1 - np.abs(place[to] - place[of]) * (tolerance[to] * (1 / reach))
-            alike -= np.abs(across[to] - across[of])
-            alike -= np.abs(down[to] - down[of])
+            bend = np.abs(across[to] - across[of]) + np.abs(down[to] - down[of])
+            alike -= bend * (sloped[to] & sloped[of])
             np.maximum(alike, 0.0, out=alike)
             alike *= 0.5 if dy == 0 or dx == 0 else 0.25
             total[to] += alike[..., None] * given[of]

@@ -213,7 +213,8 @@ def _rig(path: str) -> rig.GltfRig:
 
 @functools.lru_cache(maxsize=2)
 def _bundled() -> body.BundledBody:
-    return body.BundledBody()
+    # Fine enough for pictures of this size; a finer mesh takes longer to hand to the renderer.
+    return body.BundledBody(step=0.0034)
 
 
 @functools.lru_cache(maxsize=4)
@@ -766,10 +767,11 @@ def _light(
     up /= np.linalg.norm(up)
     around = backgrounds.surroundings(backdrop) * np.float32(2 ** rng.normal(0, 0.4))
     middle = view.keypoints.mean(axis=0)
-    lamps = [_lamp(rng, level, up, middle) for _ in range(rng.choice(4, p=[0.1, 0.45, 0.35, 0.1]))]
+    count = int(rng.choice(4, p=[0.1, 0.45, 0.35, 0.1]))
+    lamps = [_lamp(rng, level, up, middle) for _ in range(count)]
     if any(isinstance(lamp, render.DirectionalLight) for lamp in lamps):
         return around.mean(axis=(0, 1)), lamps
-    # The upper half of the surroundings is a sky or ceiling, behind all lamps: it would hide the sun.
+    # The upper half of the surroundings is a sky or ceiling behind all lamps; it would hide a sun.
     direction = up + rng.normal(0, 0.3, 3)
     direction /= np.linalg.norm(direction)
     distance, side = 3.5, rng.uniform(2.0, 6.0)
