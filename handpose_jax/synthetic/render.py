@@ -26,6 +26,9 @@ NOTHING = -1
 
 _LAMP = -2
 
+# Rays from the camera begin at this depth, metres.
+_NEAR = 1e-3
+
 _Region = tuple[int, int, int, int]
 
 
@@ -210,8 +213,8 @@ class Picture:
         alpha[y0:y1, x0:x1] = np.clip(coverage, 0, 1)
         shapes = self._surface_of_shape[exact[..., 1].astype(int)]
         shown = shapes >= 0
-        # Mitsuba's depth is the distance from the eye.
-        z = exact[..., 0] / self._obliqueness()[y0:y1, x0:x1]
+        # Mitsuba's depth is the distance along the ray, which begins at the near plane.
+        z = exact[..., 0] / self._obliqueness()[y0:y1, x0:x1] + _NEAR
         depth[y0:y1, x0:x1][shown] = z[shown]
         shape_id[y0:y1, x0:x1][shown] = shapes[shown]
         for y, x in np.argwhere(shapes == _LAMP):
@@ -403,9 +406,7 @@ def _mitsuba() -> Any:
     try:
         import mitsuba as mi
     except ImportError as error:
-        raise ImportError(
-            'rendering hands needs Mitsuba 3: pip install "handpose_jax[synthetic]"'
-        ) from error
+        raise ImportError('rendering hands needs Mitsuba 3: pip install mitsuba') from error
     if mi.variant() != 'scalar_rgb':
         mi.set_variant('scalar_rgb')
     return mi
@@ -432,7 +433,7 @@ def _sensor(
         'type': 'perspective',
         'fov_axis': 'x',
         'fov': math.degrees(2 * math.atan(scene.width / (2 * camera[0, 0]))),
-        'near_clip': 1e-3,
+        'near_clip': _NEAR,
         'far_clip': 100.0,
         # Mitsuba's camera has +x to the left and +y up.
         'to_world': mi.ScalarTransform4f(np.diag([-1.0, -1.0, 1.0, 1.0])),
