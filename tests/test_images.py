@@ -53,6 +53,16 @@ def test_jpeg_colour_spaces(mode):
     assert error.mean() < 3
 
 
+@pytest.mark.parametrize(
+    'options', [{}, {'progressive': True}, {'subsampling': 0}, {'quality': 20}]
+)
+@pytest.mark.parametrize('shape', [(64, 48), (1, 1), (37, 91)])
+def test_jpeg_pixels_are_those_of_pillow(options, shape):
+    data = encode(Image.fromarray(picture(*shape)), 'JPEG', **options)
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(images.decode_image(data, 'a'), np.asarray(image))
+
+
 def test_grey():
     grey = picture()[:, :, 0]
     decoded = images.decode_image(encode(Image.fromarray(grey), 'PNG'), 'a')

@@ -1,13 +1,15 @@
 """Decodes image files from anywhere into upright 8-bit RGB, or says what is wrong with them.
 
-Everything is decoded by Pillow, which notices a truncated file (OpenCV fills in grey and goes on).
+Pillow decodes, because it notices a truncated file (OpenCV fills in grey and goes on). Plain whole
+JPEG files, which most data sets are made of, go to OpenCV: the same pixels in a third of the time,
+and without holding up other threads.
 """
 
 import io
 import os
 from collections.abc import Callable
-from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import (
@@ -58,7 +60,8 @@ def read_image(
         ValueError: if the file cannot be read or decoded; the message names it.
     """
     try:
-        data = Path(path).read_bytes()
+        with open(path, 'rb', buffering=0) as file:
+            data = file.readall()
     except FileNotFoundError as error:
         raise ValueError(f'{path}: no such image file; check the path') from error
     except OSError as error:
@@ -85,6 +88,9 @@ def decode_image(
     """
     if not data:
         raise ValueError(f'{name}: the image file is empty (0 bytes); copy or export it again')
+    plain = _decode_plain_jpeg(data, max_megapixels)
+    if plain is not None:
+        return plain
     known = [
         (file_format, opener)
         for file_format, prefixes, opener in _OPENERS
@@ -116,6 +122,36 @@ def decode_image(
         return _rgb(upright)
     except Exception as error:
         raise _damaged(name, file_format, error) from error
+
+
+_START, _END = b'\xff\xd8', b'\xff\xd9'
+# Segments that say nothing about how to see the picture: JFIF, quantization and Huffman tables,
+# restart interval, comment. Source: ITU-T T.81, table B.1.
+_HARMLESS = {0xE0, 0xDB, 0xC4, 0xDD, 0xFE}
+_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
+
+
+def _decode_plain_jpeg(data: bytes, max_megapixels: float) -> UInt8[np.ndarray, 'h w 3'] | None:
+    """Decodes a whole JPEG of three 8-bit components without EXIF; None for anything else."""
+    if not (data.startswith(_START) and data.endswith(_END)):
+        return None
+    position = 2
+    while position + 10 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in (_BASELINE, _EXTENDED, _PROGRESSIVE):
+            bits, components = data[position + 4], data[position + 9]
+            height = int.from_bytes(data[position + 5 : position + 7], 'big')
+            width = int.from_bytes(data[position + 7 : position + 9], 'big')
+            if (bits, components) != (8, 3) or not 0 < width * height <= max_megapixels * 1e6:
+                return None
+            try:
+                return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            except cv2.error:
+                return None
+        if marker not in _HARMLESS:
+            return None
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
+    return None
 
 
 def _damaged(name: str, file_format: str, error: Exception) -> ValueError:

@@ -123,7 +123,9 @@ class FolderSource:
         """
         record = self._records[index]
         try:
-            image = images.read_image(self._root / record.file, max_megapixels=self._max_megapixels)
+            image = images.read_image(
+                os.path.join(self._root, record.file), max_megapixels=self._max_megapixels
+            )
         except ValueError as error:
             raise ValueError(f'{self._path}: {record.label}: {error}') from error
         for field, annotated, actual in (

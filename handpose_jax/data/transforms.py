@@ -166,17 +166,12 @@ def warp_crop(
     # Only the part of the image that the crop shows, and a margin that keeps its borders out of
     # sight: averaging a whole photograph for a small hand would be wasteful, and OpenCV refuses to
     # warp images with a side of 32,768 pixels or more.
-    frame = geometry.whole_image_box(size, size)
-    corners = np.array([[frame[x], frame[y]] for x in (0, 2) for y in (1, 3)])
-    reached = geometry.apply_affine(image_from_crop, corners)
-    margin = 2 * shrink
-    height, width = image.shape[:2]
-    x0, y0 = np.clip(np.floor(reached.min(axis=0)) - margin, 0, (width, height)).astype(int)
-    x1, y1 = np.clip(np.ceil(reached.max(axis=0)) + margin + 1, 0, (width, height)).astype(int)
+    x0, x1 = _reached(image_from_crop[0].tolist(), size, 2 * shrink, image.shape[1])
+    y0, y1 = _reached(image_from_crop[1].tolist(), size, 2 * shrink, image.shape[0])
     if x0 >= x1 or y0 >= y1:
         return np.full((size, size, 3), PADDING, np.uint8)
     part = image[y0:y1, x0:x1]
-    part_from_image = np.array([[1.0, 0.0, -x0], [0.0, 1.0, -y0]])
+    part_from_crop = image_from_crop - np.array([[0.0, 0.0, x0], [0.0, 0.0, y0]])
 
     if shrink > 1:
         part_width, part_height = x1 - x0, y1 - y0
@@ -186,18 +181,27 @@ def warp_crop(
         # rule.
         sx, sy = width / part_width, height / part_height
         small_from_part = np.array([[sx, 0.0, 0.5 * sx - 0.5], [0.0, sy, 0.5 * sy - 0.5]])
-        part_from_image = geometry.compose(small_from_part, part_from_image)
+        part_from_crop = geometry.compose(small_from_part, part_from_crop)
 
     # OpenCV warps four channels faster than three, the two conversions included.
     warped = cv2.warpAffine(
         cv2.cvtColor(part, cv2.COLOR_RGB2RGBA),
-        geometry.compose(part_from_image, image_from_crop),
+        part_from_crop,
         (size, size),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=(PADDING,) * 4,
     )
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
+
+
+def _reached(row: Sequence[float], size: int, margin: int, limit: int) -> tuple[int, int]:
+    """The range of columns (or rows) of the image that a row of image_from_crop reaches."""
+    a, b, offset = row
+    middle = a * (size - 1) / 2 + b * (size - 1) / 2 + offset
+    reach = (abs(a) + abs(b)) * size / 2
+    first, last = math.floor(middle - reach) - margin, math.ceil(middle + reach) + margin + 1
+    return min(max(first, 0), limit), min(max(last, 0), limit)
 
 
 def _photometric(
