@@ -1,7 +1,7 @@
 """Prepares a data set: python datasets/prepare.py NAME [options]; --help lists names and options.
 
 Each data set lives in datasets/<name>/<name>_dataset_builder.py, which offers
-`add_arguments(parser)` and `prepare(arguments)`.
+`add_arguments(parser)` and `prepare(arguments)`; README.md here says how to write one.
 """
 
 import argparse
@@ -25,8 +25,10 @@ def load_builder(path: pathlib.Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ValueError(f'{path}: cannot be imported')
     module = importlib.util.module_from_spec(spec)
-    # Worker processes find the builder's functions by this name.
+    # Worker processes import the builder's functions by this name, along this path; appended, so
+    # that no file of the folder hides another module.
     sys.modules[path.stem] = module
+    sys.path.append(str(path.parent.absolute()))
     spec.loader.exec_module(module)
     return module
 

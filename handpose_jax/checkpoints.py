@@ -206,15 +206,15 @@ def load_variables(workdir: str, template: Any) -> tuple[int, dict[str, Any]]:
     if not folder.is_dir():
         raise ValueError(f'workdir {workdir}: no {CHECKPOINTS}/; train there first')
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-    # Spelt out because read_only implies them, with a warning for each.
-    options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
-    with ocp.CheckpointManager(folder, options=options) as m:
-        step = m.latest_step()
-        if step is None:
-            raise ValueError(f'workdir {workdir}: {CHECKPOINTS}/ holds no complete checkpoint')
-        has_ema = bool(load_config(workdir).ema)
-        saved = m.restore(
-            step,
+    # Not by a CheckpointManager: opened to write, it would need a folder that can be written;
+    # opened with read_only, it warns that the folder is read only, even where it is not.
+    latest = ocp.path.step.latest_step_metadata(folder, ocp.path.step.standard_name_format())
+    if latest is None:
+        raise ValueError(f'workdir {workdir}: {CHECKPOINTS}/ holds no complete checkpoint')
+    has_ema = bool(load_config(workdir).ema)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        saved = checkpointer.restore(
+            latest.path,
             args=ocp.args.Composite(
                 variables=ocp.args.StandardRestore(
                     {
@@ -227,4 +227,4 @@ def load_variables(workdir: str, template: Any) -> tuple[int, dict[str, Any]]:
             ),
         ).variables
     params = saved['ema'] if has_ema else saved['params']
-    return step, {'params': params, 'batch_stats': saved['batch_stats']}
+    return latest.step, {'params': params, 'batch_stats': saved['batch_stats']}

@@ -59,12 +59,12 @@ def render(
     """Target maps and the weight of each map in the loss.
 
     Map k is exp(-|p - x_k|^2 / (2 sigma^2)); the background is 1 - max_k of the annotated ones.
-    A keypoint that is not annotated, or lies outside the crop, has weight 0. The background has
-    weight 0 where some keypoint is not annotated, because its place, a hole in the background, is
-    not known.
+    A keypoint that is not annotated, or lies outside the crop, has weight 0; if it is not
+    annotated, its map is 0 everywhere. The background has weight 0 where some keypoint is not
+    annotated, because its place, a hole in the background, is not known.
 
     Args:
-        keypoints: (x, y), crop pixels; anything finite where not visible.
+        keypoints: (x, y), crop pixels; anything, even NaN, where not visible.
         visible: annotated.
         height: of the maps.
         width: of the maps.
@@ -76,14 +76,17 @@ def render(
 
     Source: Gouidis et al. 2019, equations 1 and 2. The weights are our choice (confidence C).
     """
-    points = heatmap_from_crop(keypoints.astype(jnp.float32), stride)
+    # Masked before the arithmetic: 0 times NaN is NaN, in the gradient too.
+    keypoints = jnp.where(visible[..., None], keypoints.astype(jnp.float32), 0.0)
+    points = heatmap_from_crop(keypoints, stride)
     precision = 0.5 * (stride / sigma) ** 2
     # The Gaussian is separable: two vectors for each keypoint instead of a map of distances.
     x = jnp.exp(-precision * (jnp.arange(width) - points[..., 0:1]) ** 2)
     y = jnp.exp(-precision * (jnp.arange(height) - points[..., 1:2]) ** 2)
     maps = jnp.einsum('bkh,bkw->bhwk', y, x, precision=jax.lax.Precision.HIGHEST)
     annotated = visible.astype(jnp.float32)
-    background = 1.0 - (maps * annotated[:, None, None, :]).max(axis=-1, keepdims=True)
+    maps = maps * annotated[:, None, None, :]
+    background = 1.0 - maps.max(axis=-1, keepdims=True)
     inside = inside_crop(keypoints, height * stride, width * stride)
     weights = jnp.concatenate(
         [annotated * inside, visible.all(axis=-1, keepdims=True).astype(jnp.float32)], axis=-1
@@ -186,6 +189,10 @@ def choose_by_neighbours(
     (confidence C: the paper does not say which distance). A hand without any certain keypoint keeps
     its highest pixels, and so does a map without any peak.
 
+    A candidate needs no least value. The paper asks for the peaks with the highest probabilities,
+    which ranks them and sets no floor; all peaks of an uncertain map are below the threshold
+    anyway. How many candidates there are is the only limit on how low one may be.
+
     Args:
         pixels: the highest pixel of each map.
         confidence: raw value there.
@@ -256,6 +263,7 @@ def decode(
     fallback: bool = True,
     threshold: float = THRESHOLD,
     candidates: int = 5,
+    half_pixel_bias: bool = False,
 ) -> Prediction:
     """Keypoints and confidences from a network's maps.
 
@@ -267,25 +275,35 @@ def decode(
         subpixel: refine the peak between pixels (ours; the paper takes the pixel).
         fallback: apply the rule of section 3.3 to keypoints below the threshold.
         threshold: raw map value below which a keypoint is uncertain.
-        candidates: how many peaks the fallback may choose from (confidence C).
+        candidates: how many peaks, the highest of a map, the fallback may choose from (confidence
+            C); their values do not matter.
+        half_pixel_bias: for 'weighted_average' only: the tutorial's numbers as its code gives them,
+            half a map pixel less in x and y, see weighted_average. Only for parity with it.
 
     Returns:
         Prediction: keypoints f32[b 21 2] in crop pixels, confidence f32[b 21], the raw value at the
         chosen peak clipped to 0..1.
 
+    Raises:
+        ValueError: for an unknown method, or a bias asked of another than 'weighted_average'.
+
     Source: Gouidis et al. 2019, section 3.3; Chernytska 2021.
     """
+    if method not in ('peak', 'weighted_average'):
+        raise ValueError(f"decode.method: expected 'peak' or 'weighted_average', got {method!r}")
+    if half_pixel_bias and method != 'weighted_average':
+        raise ValueError(
+            "decode.half_pixel_bias: only 'weighted_average' has one, but decode.method is "
+            f'{method!r}; leave it out, or take that method'
+        )
     maps = heatmaps[..., :NUM_KEYPOINTS].astype(jnp.float32)
     # The spatial softmax has the same highest pixel, but in float32 it may not tell it from others
     # where a map is nearly flat, and a single NaN fills it.
     pixels = argmax(maps)
     if method == 'weighted_average':
         confidence = take_pixels(maps, pixels)
-        return Prediction(
-            crop_from_heatmap(weighted_average(maps), stride), jnp.clip(confidence, 0, 1)
-        )
-    if method != 'peak':
-        raise ValueError(f"decode.method: expected 'peak' or 'weighted_average', got {method!r}")
+        points = weighted_average(maps, half_pixel_bias=half_pixel_bias)
+        return Prediction(crop_from_heatmap(points, stride), jnp.clip(confidence, 0, 1))
     if fallback:
         peaks, values = find_peaks(maps, candidates)
         pixels = choose_by_neighbours(

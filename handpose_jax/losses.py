@@ -1,5 +1,6 @@
 """Losses between predicted and target heatmaps, masked keypoint by keypoint (jnp)."""
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -13,7 +14,7 @@ def squared_error_loss(
     Args:
         heatmaps: predicted.
         targets: what they should be.
-        weights: of each map; 0 leaves a map out.
+        weights: of each map; 0 leaves a map out, whatever it holds (NaN too): its gradient is 0.
 
     Returns:
         The mean over the batch of the halved sum.
@@ -30,5 +31,7 @@ def squared_error_loss(
             'squared_error_loss: targets must have the shape of heatmaps [b h w c], weights [b c]; '
             f'got heatmaps {heatmaps.shape}, targets {targets.shape}, weights {weights.shape}'
         )
-    errors = (heatmaps - targets) ** 2
+    # Masked before the arithmetic: 0 times NaN is NaN, in the gradient too.
+    differences = jnp.where(weights[:, None, None, :] != 0, heatmaps - targets, 0)
+    errors = differences**2
     return 0.5 * (errors.sum(axis=(1, 2)) * weights).sum() / b

@@ -1,6 +1,8 @@
 """Optimizers and learning-rate schedules by name. `build(name, **kwargs)` is how configs choose."""
 
-from collections.abc import Callable
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -95,10 +97,11 @@ def build(
         The transformation, and the schedule it follows, for logging.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or an option that the optimizer does not have.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f'optimizer.name: expected one of {sorted(OPTIMIZERS)}, got {name!r}')
+    _check_options(name, kwargs)
     rate = schedule(
         schedule_name,
         learning_rate=learning_rate,
@@ -106,3 +109,18 @@ def build(
         warmup_steps=warmup_steps,
     )
     return OPTIMIZERS[name](rate, **kwargs), rate
+
+
+def _check_options(name: str, options: Iterable[str]) -> None:
+    own = inspect.signature(OPTIMIZERS[name]).parameters.values()
+    known = sorted(
+        {'learning_rate', 'schedule_name', 'warmup_steps'}
+        | {parameter.name for parameter in own if parameter.kind is parameter.KEYWORD_ONLY}
+    )
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f'; did you mean {close[0]!r}?' if close else ''
+            raise ValueError(
+                f'optimizer.{option}: {name!r} has no such option; expected some of {known}{hint}'
+            )

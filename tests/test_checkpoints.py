@@ -1,14 +1,18 @@
 """Configs beside checkpoints, and the errors of workdirs that do not fit."""
 
 import json
+import logging
 import os
 
+import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from handpose_jax import checkpoints
+from handpose_jax.state import TrainState
 
 
 def make_config(**changes):
@@ -95,3 +99,61 @@ def test_config_file_is_plain_json(tmp_path):
     assert values['model'] == {'name': 'mobilenet_v2', 'width': 1.0}
     assert np.allclose(values['scale'], (0.5, 1.1))
     assert jax.tree.leaves(values)
+
+
+def save_states(workdir, steps, use_ema=True):
+    """Checkpoints of a tiny state that knows its step, with the config beside them."""
+    checkpoints.save_config(str(workdir), make_config(ema=0.9 if use_ema else 0.0))
+    iterator = iter(grain.MapDataset.range(8).to_iter_dataset())
+    with checkpoints.Checkpoints(str(workdir)) as saver:
+        for step in steps:
+            params = {'conv': {'kernel': jnp.full((2, 3), float(step))}}
+            state = TrainState(
+                step=jnp.int32(step),
+                params=params,
+                batch_stats={'mean': jnp.full(3, step + 0.5)},
+                opt_state=(),
+                ema=jax.tree.map(lambda leaf: leaf + 100, params) if use_ema else None,
+            )
+            saver.save(state, iterator)
+    return {'params': state.params, 'batch_stats': state.batch_stats}
+
+
+def every_file(folder):
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+        for path in [folder, *folder.rglob('*')]
+    }
+
+
+@pytest.mark.parametrize('use_ema', [True, False])
+def test_loading_reads_the_newest_complete_step_and_writes_and_warns_nothing(
+    tmp_path, caplog, use_ema
+):
+    template = save_states(tmp_path, [3, 20], use_ema)
+    # What a killed process leaves behind.
+    (tmp_path / 'checkpoints' / '30.orbax-checkpoint-tmp').mkdir()
+    before = every_file(tmp_path)
+    absl_logger = logging.getLogger('absl')
+    absl_logger.addHandler(caplog.handler)
+    try:
+        caplog.clear()
+        step, variables = checkpoints.load_variables(str(tmp_path), template)
+    finally:
+        absl_logger.removeHandler(caplog.handler)
+    assert step == 20
+    np.testing.assert_array_equal(
+        variables['params']['conv']['kernel'], np.full((2, 3), 120 if use_ema else 20)
+    )
+    np.testing.assert_array_equal(variables['batch_stats']['mean'], np.full(3, 20.5))
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+    assert every_file(tmp_path) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
+def test_a_read_only_workdir_is_read(tmp_path):
+    template = save_states(tmp_path, [3])
+    for path in [tmp_path, *tmp_path.rglob('*')]:
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    step, _ = checkpoints.load_variables(str(tmp_path), template)
+    assert step == 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from handpose_jax import geometry, heatmaps
+from handpose_jax import geometry, heatmaps, losses
 
 STRIDE = 4
 SIDE = 28  # of the maps that tests build by hand
@@ -71,8 +71,9 @@ def test_targets_are_equations_1_and_2(height, width, stride, sigma):
     )
     maps = reference_maps(keypoints.astype(np.float32), height, width, stride, sigma)
     assert targets.dtype == jnp.float32
+    maps = np.where(visible[:, None, None, :], maps, 0)
     np.testing.assert_allclose(targets[..., :21], maps, rtol=0, atol=1e-5)
-    background = 1 - np.where(visible[:, None, None, :], maps, 0).max(axis=-1)
+    background = 1 - maps.max(axis=-1)
     np.testing.assert_allclose(targets[..., 21], background, rtol=0, atol=1e-5)
 
 
@@ -110,6 +111,31 @@ def test_the_place_of_a_keypoint_that_is_not_annotated_shows_in_no_counted_map()
 
     for one, other in zip(counted(keypoints), counted(moved), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_a_coordinate_that_is_not_finite_spreads_nowhere_if_its_keypoint_is_not_annotated(value):
+    rng = np.random.default_rng(0)
+    keypoints = rng.uniform(0, 64, (2, 21, 2)).astype(np.float32)
+    visible = np.ones((2, 21), bool)
+    visible[0, 3:6] = False
+    broken = keypoints.copy()
+    broken[0, 3] = value
+    broken[0, 4, 0] = -value
+    predicted = jnp.asarray(random_maps(0, (2, 16, 16, 22)))
+
+    def loss(points, predicted):
+        targets, weights = render(
+            points, jnp.asarray(visible), height=16, width=16, stride=4, sigma=7.0
+        )
+        return losses.squared_error_loss(predicted, targets, weights)
+
+    clean = jax.value_and_grad(loss, (0, 1))(jnp.asarray(keypoints), predicted)
+    found = jax.value_and_grad(loss, (0, 1))(jnp.asarray(broken), predicted)
+    assert np.isfinite(found[0])
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(clean), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (np.asarray(found[1][0])[visible] != 0).any()
 
 
 # --- round trips ----------------------------------------------------------------------------------
@@ -292,6 +318,16 @@ def test_the_fallback_applies_below_the_threshold_and_to_as_many_peaks_as_asked(
     np.testing.assert_allclose(found[9], expected, atol=1e-3)
 
 
+@pytest.mark.parametrize('near', [1e-3, 1e-6])
+def test_a_candidate_may_be_as_low_as_it_likes_if_few_are_higher(near):
+    # A narrow peak, not to drown in the far one's slope; the far map is cut off around it.
+    maps = a_hand()
+    maps[0, :, :, 9] = bump(23, 21, 0.08)
+    maps[0, :14, :14, 9] = 0
+    maps[0, 5, 8, 9] = near
+    np.testing.assert_allclose(decoded_pixels(maps, subpixel=False)[9], [8, 5])
+
+
 def test_without_any_certain_keypoint_nothing_moves():
     maps = with_two_peaks(high=0.08) * np.float32(0.1)
     np.testing.assert_array_equal(decoded_pixels(maps), decoded_pixels(maps, fallback=False))
@@ -399,6 +435,33 @@ def test_decoding_by_weighted_average_moves_it_to_the_crop_and_has_the_peaks_con
     found = heatmaps.decode(maps, stride=4, method='weighted_average')
     np.testing.assert_allclose(found.keypoints, weighted_average(maps) * 4 + 1.5, rtol=1e-5)
     np.testing.assert_allclose(found.confidence, np.clip(maps.max(axis=(1, 2)), 0, 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize('stride', [1, 4])
+def test_decode_gives_the_tutorials_numbers_when_asked(stride):
+    """Its code takes fractions of the side, sum(x p) / side, with pixels counted from 0."""
+    maps = np.abs(random_maps(4))
+    p = maps.astype(np.float64) / maps.sum(axis=(1, 2), keepdims=True)
+    y, x = (grid[None, :, :, None] / SIDE for grid in np.mgrid[:SIDE, :SIDE])
+    fractions = np.stack([(x * p).sum(axis=(1, 2)), (y * p).sum(axis=(1, 2))], axis=-1)
+
+    def decode(**kwargs):
+        return heatmaps.decode(
+            jnp.asarray(maps), stride=stride, method='weighted_average', **kwargs
+        )
+
+    biased, corrected = decode(half_pixel_bias=True), decode()
+    # A fraction runs from the first pixel's edge, which is at -0.5.
+    np.testing.assert_allclose(biased.keypoints, fractions * SIDE * stride - 0.5, rtol=1e-5)
+    np.testing.assert_allclose(corrected.keypoints - biased.keypoints, 0.5 * stride, rtol=1e-4)
+    np.testing.assert_array_equal(biased.confidence, corrected.confidence)
+
+
+def test_a_bias_asked_of_peaks_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"decode\.half_pixel_bias: only .*decode\.method is 'peak'"
+    ):
+        heatmaps.decode(jnp.zeros((1, 8, 8, 22)), stride=4, half_pixel_bias=True)
 
 
 def test_a_map_without_positive_mass_averages_to_its_centre():

@@ -192,6 +192,12 @@ def test_kernels_of_another_shape_and_unknown_implementations_are_errors():
             function(jnp.zeros(x_shape), jnp.zeros(kernel_shape), implementation='fast')
 
 
+@pytest.mark.parametrize('size', [1, 3, 7])
+def test_an_unknown_implementation_is_an_error_for_kernels_of_every_size(size):
+    with pytest.raises(ValueError, match=r"implementation must be one of .* got 'fast'"):
+        layers.conv(jnp.zeros((1, 8, 8, 3)), jnp.zeros((size, size, 3, 2)), implementation='fast')
+
+
 # --- batch normalisation --------------------------------------------------------------------------
 
 

@@ -56,6 +56,20 @@ def test_maps_of_weight_zero_neither_cost_nor_teach():
     assert (gradient[~ignored] != 0).all()
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('where', ['maps', 'targets'])
+def test_what_is_not_finite_in_a_map_of_weight_zero_does_not_spread(where, value):
+    maps, targets, weights = (jnp.asarray(a, jnp.float32) for a in example())
+    ignored = np.broadcast_to(np.asarray(weights == 0)[:, None, None, :], SHAPE)
+    broken = {'maps': maps, 'targets': targets}
+    broken[where] = jnp.where(ignored, value, broken[where])
+    clean = jax.value_and_grad(squared_error_loss)(maps, targets, weights)
+    found = jax.value_and_grad(squared_error_loss)(broken['maps'], broken['targets'], weights)
+    assert np.isfinite(found[0])
+    assert found[0] == clean[0]
+    np.testing.assert_array_equal(found[1], clean[1])
+
+
 def test_the_gradient_is_that_of_finite_differences():
     with jax.enable_x64(True):
         maps, targets, weights = (jnp.asarray(a) for a in example())

@@ -119,6 +119,24 @@ def test_unknown_names_are_told_the_known_ones():
         optimizers.build('sgd', learning_rate=1.0, num_steps=2, schedule_name='step')
 
 
+@pytest.mark.parametrize(
+    ('name', 'option', 'message'),
+    [
+        ('sgd', 'momentun', r"optimizer\.momentun: 'sgd' .*'momentum'.*did you mean 'momentum'\?"),
+        ('sgd', 'weight_decay', r"optimizer\.weight_decay: 'sgd' has no .*'warmup_steps'\]$"),
+        ('adamw', 'rho', r"optimizer\.rho: 'adamw' has no .*'b1', 'b2', 'learning_rate'"),
+        ('adamw', 'warm_up_steps', r"did you mean 'warmup_steps'\?"),
+        # The schedule itself, which is not the caller's to give.
+        ('adadelta', 'rate', r"optimizer\.rate: 'adadelta' has no .*'eps', .*'rho'"),
+    ],
+)
+def test_an_option_that_an_optimizer_does_not_have_is_named_with_those_it_has(
+    name, option, message
+):
+    with pytest.raises(ValueError, match=message):
+        optimizers.build(name, learning_rate=1.0, num_steps=2, **{option: 1})
+
+
 class Tiny(nn.Module):
     """The least that has parameters and batch statistics."""
 

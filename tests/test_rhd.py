@@ -1,9 +1,8 @@
-"""RHD: what is written is read back, every keypoint lands by its name, and no pickle gets far."""
+"""RHD: what is written is read back, every keypoint lands by its name, and damage is named."""
 
 import json
 import os
 import pickle
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +207,7 @@ def test_records_are_in_the_order_of_their_numbers(tmp_path):
     assert [sample.image_id for sample in read[1:]] == ['training/00030', 'training/100000']
 
 
-# --- pickles of every kind ------------------------------------------------------------------------
+# --- annotation files -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('protocol', [2, 3, 4, 5])
@@ -223,84 +222,13 @@ def test_pickles_of_every_protocol_and_byte_order_give_the_same_values(tmp_path,
     assert read.camera.dtype == np.float64
 
 
-def test_arrays_in_fortran_order_are_not_transposed(tmp_path):
-    record = {name: np.asfortranarray(value) for name, value in named_record().items()}
-    read = load(tmp_path, {0: record})[0]
-    np.testing.assert_array_equal(read.keypoints[0], place('wrist', 'right'))
-
-
-def python2_text(text: bytes) -> bytes:
-    """A `str` of Python 2, as its protocol 2 writes it."""
-    if len(text) < 256:
-        return b'U' + struct.pack('<B', len(text)) + text
-    return b'T' + struct.pack('<i', len(text)) + text
-
-
-def python2_array(array: np.ndarray) -> bytes:
-    """An array as Python 2 and NumPy 1 wrote it with protocol 2, step by step."""
-    shape = b'(' + b''.join(b'K' + struct.pack('<B', side) for side in array.shape) + b't'
-    code = python2_text(f'f{array.dtype.itemsize}'.encode())
-    dtype = (
-        b'cnumpy\ndtype\n' + code + b'K\x00K\x01\x87R'
-        b'(K\x03' + python2_text(b'<') + b'NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb'
-    )
-    return (
-        b'cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85'
-        + python2_text(b'b')
-        + b'\x87R(K\x01'
-        + shape
-        + dtype
-        + b'\x89'
-        + python2_text(array.tobytes())
-        + b'tb'
-    )
-
-
-def test_pickles_of_python_2_are_read(tmp_path):
-    record = named_record()
-    fields = b''.join(python2_text(n.encode()) + python2_array(a) for n, a in record.items())
-    data = b'\x80\x02}K\x00}(' + fields + b'us.'
-    # The real thing reads these bytes too, so they are what Python 2 could have written.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('warnings.warn', lambda *_, **__: None)
-        known = pickle.loads(data, encoding='latin1')
-    np.testing.assert_array_equal(known[0]['uv_vis'], record['uv_vis'])
-    assert max(record['uv_vis'].tobytes()) > 127
-    np.testing.assert_array_equal(
-        load(tmp_path, data)[0].keypoints, load(tmp_path, {0: record})[0].keypoints
-    )
-
-
-def test_plain_values_and_numpy_scalars_beside_the_arrays_are_ignored(tmp_path):
-    extra = {
-        'text': 'ü',
-        'bytes': b'\x00\xff',
-        'list': [1, -2.5, None, True, 2**80],
-        'tuple': (1, (2, 3, 4, 5)),
-        'scalar': np.float32(0.5),
-        'whole': np.int64(-3),
-        'array': np.arange(300, dtype=np.uint8),
-        'fortran': np.asfortranarray(np.arange(6).reshape(2, 3)),
-    }
+def test_other_values_beside_the_arrays_are_ignored(tmp_path):
+    extra = {'text': 'ü', 'list': [1, None], 'scalar': np.float32(0.5), 'array': np.arange(300)}
     assert len(load(tmp_path, {0: named_record(**extra)})[0].keypoints) == 21
 
 
-@pytest.mark.parametrize('protocol', [2, 5])
-def test_values_survive_the_unpickler(protocol):
-    value = {
-        0: [1, -2.5, None, True, False, 2**80, 'ü', b'\x00\xff', (), (1,), (1, 2), (1, 2, 3)],
-        'tuple': (1, (2, 3, 4, 5), [{'a': []}]),
-        'scalar': [np.float32(0.5), np.int64(-3), np.True_],
-        'long': list(range(3000)),
-    }
-    assert rhd._Unpickler(pickle.dumps(value, protocol)).load() == value
-
-
-# --- malicious pickles ----------------------------------------------------------------------------
-
-
 class Calls:
-    """Pickles to a call of anything."""
+    """Pickles to a call of a function."""
 
     def __init__(self, function: Any, *arguments: Any):
         self.reduced = function, arguments
@@ -309,187 +237,42 @@ class Calls:
         return self.reduced
 
 
-@pytest.mark.parametrize('protocol', range(6))
-@pytest.mark.parametrize(
-    ('function', 'name'),
-    [
-        (os.system, r'(posix|nt)\.system'),
-        (eval, r'(builtins|__builtin__)\.eval'),
-        (getattr, r'(builtins|__builtin__)\.getattr'),
-        (np.load, r'numpy\.load'),
-        (pickle.loads, r'_?pickle\.loads'),
-    ],
-)
-def test_functions_are_refused_by_name_and_not_called(tmp_path, function, name, protocol):
+def test_annotations_that_would_run_something_are_refused_and_do_not(tmp_path):
     trace = tmp_path / 'trace'
-    bomb = Calls(function, f'touch {trace}')
-    with pytest.raises(ValueError, match=rf"anno_training\.pickle: .*asks for '{name}'"):
-        load(tmp_path, pickle.dumps({0: named_record(K=bomb)}, protocol))
+    record = named_record(K=Calls(os.system, f'touch {trace}'))
+    with pytest.raises(
+        ValueError,
+        match=r"anno_training\.pickle: expected a pickle .*: it asks for '(posix|nt)\.system'",
+    ):
+        load(tmp_path, {0: record})
     assert not trace.exists()
 
 
+# Tuples and lists of 2 to the 80th values, and a list that holds itself.
 @pytest.mark.parametrize(
-    ('data', 'message'),
+    ('bomb', 'kind'),
     [
-        (b'cos\nsystem\n(S"true"\ntR.', r"'os\.system', which is refused"),
-        (b'(S"true"\nios\nsystem\n.', r"instance of 'os\.system'"),
-        (b'\x80\x04\x8c\x02os\x8c\x06system\x93.', r"'os\.system'"),
-        (b'cnumpy\nndarray.tofile\n.', r"'numpy\.ndarray\.tofile'"),
-        (b'\x80\x02cnumpy\nndarray\n)\x81.', 'the step NEWOBJ'),
-        (b'\x80\x04\x8f.', 'the step EMPTY_SET'),
-        (b'\x80\x02\x82\x01.', 'the step EXT1'),
-        (b'Pfile\n.', 'the step PERSID'),
-        (b'\x80\x05\x97.', 'the step NEXT_BUFFER'),
-        # Arrays bigger than their content, arrays of objects, functions used as another.
-        (b'cnumpy\nndarray\n(J\xff\xff\xff\x7ftR.', 'calls ndarray with unexpected arguments'),
-        (b'cnumpy\ndtype\n(U\x02O8tR.', "dtype 'O8'"),
-        (b'cnumpy\ndtype\n(U\x09f8,objecttR.', "dtype 'f8,object'"),
-        (b'cnumpy\ndtype\n(U\x02f1tR.', "dtype 'f1'"),
-        (b'c_codecs\nencode\n(X\x01\x00\x00\x00aX\x04\x00\x00\x00zlibtR.', 'calls encode'),
-        (b'cnumpy.core.multiarray\n_reconstruct\n(c_codecs\nencode\n)U\x01btR.', 'reconstruct'),
-        # Attributes of what is not an array.
-        (b'cnumpy\nndarray\n}U\x08__call__K\x01sb.', 'changes the name of a function'),
-        (b']}U\x01aK\x01sb.', 'changes a value of type list'),
-        (b'K\x01)R.', 'calls a value of type int'),
-        (b'cnumpy\nndarray\nK\x01R.', 'calls the name of a function'),
-        # Damage.
-        (b'', 'exhausted|end'),
-        (b'.', 'a value is missing'),
-        (b'\x80\x02}', 'exhausted|end'),
-        (b'}}.', 'left over'),
-        (b'(K\x01.', 'left over'),
-        (b'h\x05.', 'uses value 5 before'),
-        (b't.', 'a mark is missing'),
-        (b'}K\x01a.', 'appends to a value of type dict'),
-        (b']K\x01K\x02s.', 'sets items of a value of type list'),
-        (b'}(K\x01u.', 'sets items'),
-        (b'\x93.', 'a value is missing'),
-        (b'K\x01K\x02\x93.', 'a name is not text'),
-        (b'\x8d\xff\xff\xff\xff\xff\xff\xff\x7fabc.', 'expected .* bytes'),
-        (b'\x8e\xff\xff\xff\xff\xff\xff\xff\xff.', 'byte'),
-        (b'\xff\xd8\xff\xe0 no pickle', 'unknown|opcode'),
-        (b'I' + b'9' * 5000 + b'\n.', 'integer string conversion|digits'),
+        (b')q\x00' + b'h\x00\x86q\x00' * 80, 'tuple'),
+        (b'](]q\x00' + b'(h\x00h\x00lq\x00' * 80 + b'e', 'list'),
+        (b']q\x00h\x00a', 'list'),
     ],
 )
-def test_other_ways_out_are_refused(tmp_path, data, message):
-    with pytest.raises(
-        ValueError, match=rf'(?s)anno_training\.pickle: expected a pickle .*(?:{message})'
-    ):
-        load(tmp_path, data)
-
-
-def test_a_huge_memo_place_costs_nothing(tmp_path):
-    # CPython's own unpickler makes room for two thousand million values here.
-    with pytest.raises(ValueError, match='dictionary of records, got a value of type list'):
-        load(tmp_path, b']r\xff\xff\xff\x7f.')
-
-
-# Each holds its predecessor twice: 2 to the 80th values in a few hundred bytes. The last holds
-# itself.
-BOMBS = {
-    'list': b'](]q\x00' + b'(h\x00h\x00lq\x00' * 80 + b'e',
-    'tuple': b')q\x00' + b'h\x00\x86q\x00' * 80,
-    'dict': b'](}q\x00' + b'(K\x00h\x00K\x01h\x00dq\x00' * 80 + b'e',
-    'endless': b']q\x00h\x00a',
-}
-
-
-@pytest.mark.parametrize('name', BOMBS)
-def test_doubled_and_endless_values_are_named_and_not_walked(tmp_path, name):
-    kind = 'tuple' if name == 'tuple' else 'list'
+def test_doubled_and_endless_values_are_named_and_not_walked(tmp_path, bomb, kind):
     with pytest.raises(ValueError, match=f'dictionary of records, got a value of type {kind}'):
-        load(tmp_path, BOMBS[name] + b'.')
-    read = load(tmp_path, b'}K\x00' + BOMBS[name] + b's.')
+        load(tmp_path, bomb + b'.')
+    read = load(tmp_path, b'}K\x00' + bomb + b's.')
     with pytest.raises(ValueError, match=f'record 0, expected a dictionary .* type {kind}'):
         read[0]
-    read = load(tmp_path, b'}K\x00}U\x06uv_vis' + BOMBS[name] + b'ss.')
+    read = load(tmp_path, b'}K\x00}U\x06uv_vis' + bomb + b'ss.')
     with pytest.raises(ValueError, match=f"'uv_vis': .* type {kind}"):
         read[0]
-    # In the place of a call's arguments, of a state, of a shape.
-    with pytest.raises(ValueError, match='refused'):
-        load(tmp_path, b'cnumpy\ndtype\n' + BOMBS[name] + b'\x85R.')
-    with pytest.raises(ValueError, match='refused'):
-        load(tmp_path, b'cnumpy\ndtype\nU\x02f4\x85R' + BOMBS[name] + b'b.')
 
 
-def test_a_doubled_tuple_is_no_key_of_a_dictionary(tmp_path):
-    # Its hash would take 2 to the 80th steps.
-    with pytest.raises(ValueError, match='key a value of type tuple'):
-        load(tmp_path, b'}' + BOMBS['tuple'] + b'K\x01s.')
-
-
-@pytest.mark.parametrize('key', [-1, 2**61 - 1, True, 1.5, None, b'K', (0,)])
-def test_keys_are_text_or_small_numbers(tmp_path, key):
-    with pytest.raises(ValueError, match='a dictionary has the key'):
-        load(tmp_path, {0: named_record(), 1: {key: 1}})
-
-
-@pytest.mark.parametrize(
-    'data', [b']' * 110_000, b'(' * 1000, b']' * 30_000 + b'a' * 29_999 + b'.']
-)
-def test_deep_nesting_ends_in_an_error(tmp_path, data):
-    with pytest.raises(ValueError, match=r'nested too deeply|dictionary of records'):
-        load(tmp_path, data)
-
-
-@pytest.mark.parametrize('kind', ['text', 'bytearray'])
-def test_one_text_cannot_become_many_arrays(tmp_path, kind):
-    length = 4096
-    if kind == 'text':
-        content = b'X' + struct.pack('<I', length) + b'a' * length
-        use = b'c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R'
-    else:
-        content = b'\x96' + struct.pack('<Q', length) + b'a' * length
-        use = b'cnumpy.core.numeric\n_frombuffer\n(h\x00cnumpy\ndtype\n'
-        use += b'(U\x02u1tRM\x00\x10\x85U\x01CtR'
-    with pytest.raises(ValueError, match='more bytes of arrays than it has itself'):
-        load(tmp_path, b'\x80\x05' + content + b'q\x00]' + (use + b'a') * 1000 + b'.')
-
-
-def test_sizes_are_capped(tmp_path, monkeypatch):
+def test_the_size_of_the_file_is_capped(tmp_path, monkeypatch):
     folder = write_folder(tmp_path, {0: named_record()})
-    monkeypatch.setattr(rhd, '_MAX_STEPS', 20)
-    with pytest.raises(ValueError, match='more than 20 steps'):
-        rhd.RhdAnnotations(folder, 'training')
     monkeypatch.setattr(rhd, '_MAX_BYTES', 100)
     with pytest.raises(ValueError, match=r'anno_training\.pickle: expected at most 100 bytes'):
         rhd.RhdAnnotations(folder, 'training')
-
-
-# Shape (2, 3) of float64 with 47 bytes, sides of 0 and below, and more sides than NumPy has.
-@pytest.mark.parametrize(
-    ('shape', 'length'),
-    [((2, 3), 47), ((0, 5), 0), ((-1, -1), 8), ((2**40, 2**40), 8), ((1,) * 40, 8)],
-)
-def test_arrays_that_do_not_fit_their_content_are_refused(tmp_path, shape, length):
-    dtype = np.dtype('f8')
-
-    class Array:
-        def __reduce__(self):
-            state = (1, shape, dtype, False, b'a' * length)
-            return np.empty(0).__reduce__()[0], (np.ndarray, (0,), b'b'), state
-
-    with pytest.raises(ValueError, match=r'do not fit|bytes of an array|which is refused'):
-        load(tmp_path, pickle.dumps({0: Array()}, protocol=3))
-
-
-def test_random_damage_gives_a_value_or_a_value_error():
-    data = bytearray(pickle.dumps({0: named_record(), 1: {'a': [1, 'x', (2, 3)]}}, protocol=2))
-    rng = np.random.default_rng(0)
-    outcomes = {'read': 0, 'refused': 0}
-    for _ in range(1500):
-        damaged = bytearray(data)
-        # Most of the file is the arrays' content, where damage is legal: aim at the rest as well.
-        for position in rng.integers(0, rng.choice([200, len(data)]), rng.integers(1, 4)):
-            damaged[position] = rng.integers(256)
-        try:
-            rhd._Unpickler(
-                bytes(damaged[: rng.choice([len(data), rng.integers(len(data))])])
-            ).load()
-            outcomes['read'] += 1
-        except ValueError:
-            outcomes['refused'] += 1
-    assert min(outcomes.values()) > 50, outcomes
 
 
 # --- damaged records ------------------------------------------------------------------------------

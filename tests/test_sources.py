@@ -244,6 +244,10 @@ def test_load_source(tmp_path):
     assert len(sources.load_source('folder', root=root)) == 1
     with pytest.raises(ValueError, match=r"'fodler'; known are .*folder"):
         sources.load_source('fodler', root=root)
+    with pytest.raises(ValueError, match=r"'folder': missing .*'root'"):
+        sources.load_source('folder')
+    with pytest.raises(ValueError, match=r"'folder': .*'crop_scales'"):
+        sources.load_source('folder', root=root, crop_scales=2.0)
 
 
 @pytest.mark.skipif('HANDPOSE_ASSETS' not in os.environ, reason='needs HANDPOSE_ASSETS')

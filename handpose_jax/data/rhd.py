@@ -17,29 +17,24 @@ uv = K xyz / z without any offset, up to their rounding to four significant digi
 
 The archive's depth images are neither read nor written.
 
-Annotations are a pickle, a format that can run any program when it is loaded by `pickle`. Here no
-object in the file is ever called: a small machine of our own makes numbers, text, lists, tuples,
-dictionaries and arrays, and refuses everything else by name.
+Annotations are a pickle, a format that can run any program when it is loaded by `pickle`: they are
+read by safe_pickle.py instead.
 
 Source: Zimmermann and Brox 2017, and the description that comes with the data set.
 """
 
-import math
 import os
 import pickle
-import pickletools
-import re
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from handpose_jax import geometry, hand
-from handpose_jax.data import images
+from handpose_jax.data import images, safe_pickle
 from handpose_jax.synthetic import scene
 
 SPLITS = ('training', 'evaluation')
@@ -65,12 +60,8 @@ _FIELDS = {
 _MAX_PIXELS = 1e6
 _MAX_METRES = 1e3
 
-# Training annotations of the published size, 41,258 records, take some 65 MB and 3 million steps.
+# Training annotations of the published size, 41,258 records, take some 65 MB.
 _MAX_BYTES = 512 * 2**20
-_MAX_STEPS = 20_000_000
-_MAX_MARKS = 64
-_MAX_WAITING = 100_000
-_MAX_ID = 10**9
 
 
 class RhdHand(NamedTuple):
@@ -248,14 +239,16 @@ def _read_records(path: Path) -> dict[int, Any]:
     except OSError as error:
         raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
     try:
-        records = _Unpickler(data).load()
+        records = safe_pickle.load(data)
     except ValueError as error:
         raise ValueError(
             f'{path}: expected a pickle of numbers, text, lists, dictionaries and NumPy arrays '
             f'only: {error}; use the file of the published archive'
         ) from error
     if not isinstance(records, dict) or not records:
-        raise ValueError(f'{path}: expected a dictionary of records, got {_show(records)}')
+        raise ValueError(
+            f'{path}: expected a dictionary of records, got {safe_pickle.describe(records)}'
+        )
     for number in records:
         if not isinstance(number, int):
             raise ValueError(f'{path}: expected records by number, got the key {number!r}')
@@ -264,7 +257,9 @@ def _read_records(path: Path) -> dict[int, Any]:
 
 def _parse_record(record: Any, size: tuple[int, int]) -> dict[str, np.ndarray]:
     if not isinstance(record, dict):
-        raise ValueError(f'expected a dictionary of {list(_FIELDS)}, got {_show(record)}')
+        raise ValueError(
+            f'expected a dictionary of {list(_FIELDS)}, got {safe_pickle.describe(record)}'
+        )
     values = {name: _parse_field(record, name, shape) for name, shape in _FIELDS.items()}
     uv_vis, xyz = values['uv_vis'], values['xyz']
     _check_range('uv_vis', uv_vis, _MAX_PIXELS, 'px')
@@ -291,15 +286,17 @@ def _parse_field(record: dict[Any, Any], name: str, shape: tuple[int, ...]) -> n
     if name not in record:
         raise ValueError(f'field {name!r}: {expected}, but it is missing')
     value = record[name]
-    if not isinstance(value, _Array) or value.values is None:
-        raise ValueError(f'field {name!r}: {expected}, got {_show(value)}')
-    array = value.values
-    if array.shape != shape or array.dtype.kind != 'f' or array.dtype.itemsize < 4:
-        raise ValueError(f'field {name!r}: {expected}, got {_show(value)}')
-    if not np.isfinite(array).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(f'field {name!r}: expected finite values, got {array[where]} at {where}')
-    return array
+    if (
+        not isinstance(value, np.ndarray)
+        or value.shape != shape
+        or value.dtype.kind != 'f'
+        or value.dtype.itemsize < 4
+    ):
+        raise ValueError(f'field {name!r}: {expected}, got {safe_pickle.describe(value)}')
+    if not np.isfinite(value).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
+        raise ValueError(f'field {name!r}: expected finite values, got {value[where]} at {where}')
+    return value
 
 
 def _check_range(name: str, array: np.ndarray, limit: float, unit: str) -> None:
@@ -373,284 +370,3 @@ def _box(
         "field 'uv_vis': expected keypoints at more than one place, got all of them at "
         f'{keypoints[0].tolist()}'
     )
-
-
-class _Global(NamedTuple):
-    """A name in the file that stands for one of the steps that make arrays; nothing to call."""
-
-    role: str
-
-
-class _Dtype:
-    """A numeric dtype in the making."""
-
-    __slots__ = ('code', 'order')
-
-    def __init__(self, code: str):
-        self.code = code
-        self.order = '<'
-
-    @property
-    def numpy(self) -> np.dtype[Any]:
-        return np.dtype(self.order + self.code)
-
-
-class _Array:
-    """An array in the making; `values` is None until its content has come."""
-
-    __slots__ = ('values',)
-
-    def __init__(self, values: Shaped[np.ndarray, '...'] | None = None):
-        self.values = values
-
-
-# Where NumPy 1 and 2 have the functions that their pickles name.
-_GLOBALS = {
-    'numpy ndarray': 'ndarray',
-    'numpy dtype': 'dtype',
-    '_codecs encode': 'encode',
-    **{
-        f'numpy.{core}.{name}': role
-        for core in ('core', '_core')
-        for name, role in (
-            ('multiarray _reconstruct', 'reconstruct'),
-            ('multiarray scalar', 'scalar'),
-            ('numeric _frombuffer', 'frombuffer'),
-        )
-    },
-}
-
-# Steps that put their own argument on the stack.
-_LITERALS = (
-    *('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT'),
-    *('STRING', 'BINSTRING', 'SHORT_BINSTRING', 'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8'),
-    *('UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'BYTEARRAY8'),
-)
-
-
-class _Unpickler:
-    """Reads a pickle without calling, importing or hashing anything that it names or builds.
-
-    `pickletools` takes the file apart into steps; they are carried out here on a stack, and neither
-    goes deeper the deeper the values are nested. Dictionaries have numbers or text for keys: the
-    hash of a tuple costs as much as all that it holds, and one of a hundred bytes can hold
-    2 to the 30th values. Memory stays within a small multiple of the file.
-
-    Arrays come back as `_Array`.
-    """
-
-    def __init__(self, data: bytes):
-        self._data = data
-        self._stack: list[Any] = []
-        self._below: list[list[Any]] = []
-        self._memo: dict[int, Any] = {}
-        self._encoded = 0
-        self._steps: dict[str, Callable[[Any], None]] = {
-            **dict.fromkeys(_LITERALS, self._push),
-            'PROTO': self._ignore,
-            'FRAME': self._ignore,
-            'NONE': lambda _: self._push(None),
-            'NEWTRUE': lambda _: self._push(True),
-            'NEWFALSE': lambda _: self._push(False),
-            'EMPTY_DICT': lambda _: self._push({}),
-            'EMPTY_LIST': lambda _: self._push([]),
-            'EMPTY_TUPLE': lambda _: self._push(()),
-            'TUPLE1': lambda _: self._short_tuple(1),
-            'TUPLE2': lambda _: self._short_tuple(2),
-            'TUPLE3': lambda _: self._short_tuple(3),
-            'MARK': self._mark,
-            'TUPLE': lambda _: self._push(tuple(self._pop_mark())),
-            'LIST': lambda _: self._push(self._pop_mark()),
-            'DICT': self._dict,
-            'APPEND': lambda _: self._extend([self._pop()]),
-            'APPENDS': lambda _: self._extend(self._pop_mark()),
-            'SETITEM': lambda _: self._set_items([self._pop(), self._pop()][::-1]),
-            'SETITEMS': lambda _: self._set_items(self._pop_mark()),
-            **dict.fromkeys(('PUT', 'BINPUT', 'LONG_BINPUT'), self._keep),
-            'MEMOIZE': lambda _: self._keep(len(self._memo)),
-            **dict.fromkeys(('GET', 'BINGET', 'LONG_BINGET'), self._recall),
-            'GLOBAL': self._global,
-            'STACK_GLOBAL': self._stack_global,
-            'INST': self._instance,
-            'REDUCE': self._reduce,
-            'BUILD': self._build,
-        }
-
-    def load(self) -> Any:
-        """Returns the value in the file.
-
-        Raises:
-            ValueError: for anything that is damaged, not plain, or out of proportion.
-        """
-        # A strange escape in a name makes pickletools warn; the name is refused here anyway.
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            self._run()
-        value = self._pop()
-        if self._stack or self._below:
-            raise ValueError('it is damaged: values are left over at its end')
-        return value
-
-    def _run(self) -> None:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(self._data)):
-            if count >= _MAX_STEPS:
-                raise ValueError(f'it takes more than {_MAX_STEPS:,} steps')
-            if opcode.name == 'STOP':
-                return
-            step = self._steps.get(opcode.name)
-            if step is None:
-                raise ValueError(f'it uses the step {opcode.name}, which is refused')
-            step(argument)
-            if len(self._stack) > _MAX_WAITING or len(self._below) > _MAX_MARKS:
-                raise ValueError('it is nested too deeply')
-
-    def _ignore(self, argument: Any) -> None:
-        pass
-
-    def _push(self, value: Any) -> None:
-        self._stack.append(value)
-
-    def _short_tuple(self, length: int) -> None:
-        items = [self._pop() for _ in range(length)]
-        self._push(tuple(reversed(items)))
-
-    def _mark(self, _: Any) -> None:
-        self._below.append(self._stack)
-        self._stack = []
-
-    def _dict(self, _: Any) -> None:
-        items = self._pop_mark()
-        self._push({})
-        self._set_items(items)
-
-    def _keep(self, place: int) -> None:
-        self._memo[place] = self._top()
-
-    def _recall(self, place: int) -> None:
-        if place not in self._memo:
-            raise ValueError(f'it is damaged: it uses value {place} before it is there')
-        self._push(self._memo[place])
-
-    def _pop(self) -> Any:
-        self._top()
-        return self._stack.pop()
-
-    def _top(self) -> Any:
-        if not self._stack:
-            raise ValueError('it is damaged: a value is missing')
-        return self._stack[-1]
-
-    def _pop_mark(self) -> list[Any]:
-        if not self._below:
-            raise ValueError('it is damaged: a mark is missing')
-        items, self._stack = self._stack, self._below.pop()
-        return items
-
-    def _extend(self, items: list[Any]) -> None:
-        target = self._top()
-        if not isinstance(target, list):
-            raise ValueError(f'it appends to {_show(target)}, which is refused')
-        target.extend(items)
-
-    def _set_items(self, items: list[Any]) -> None:
-        target = self._top()
-        if not isinstance(target, dict) or len(items) % 2:
-            raise ValueError(f'it sets items of {_show(target)}, which is refused')
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            # Larger numbers can be chosen to have equal hashes.
-            if not isinstance(key, str) and not (type(key) is int and 0 <= key < _MAX_ID):
-                raise ValueError(
-                    f'a dictionary has the key {_show(key)}; expected text or a number of '
-                    f'0..{_MAX_ID - 1:,}'
-                )
-            target[key] = value
-
-    def _stack_global(self, _: Any) -> None:
-        member, module = self._pop(), self._pop()
-        if not isinstance(member, str) or not isinstance(module, str):
-            raise ValueError('it is damaged: a name is not text')
-        self._global(f'{module} {member}')
-
-    def _global(self, name: str) -> None:
-        if name not in _GLOBALS:
-            raise ValueError(f'it asks for {_dotted(name)}, which is refused')
-        self._stack.append(_Global(_GLOBALS[name]))
-
-    def _instance(self, name: str) -> None:
-        raise ValueError(f'it makes an instance of {_dotted(name)}, which is refused')
-
-    def _reduce(self, _: Any) -> None:
-        arguments, called = self._pop(), self._pop()
-        if not isinstance(called, _Global) or not isinstance(arguments, tuple):
-            raise ValueError(f'it calls {_show(called)}, which is refused')
-        # Matched by their types, and never compared: comparing goes as deep as the values.
-        match called.role, arguments:
-            case 'reconstruct', (_Global(role='ndarray'), tuple(), str() | bytes()):
-                self._stack.append(_Array())
-            case 'dtype', (str() as code, *_) if re.fullmatch('f[248]|[iu][1248]|b1', code):
-                self._stack.append(_Dtype(code))
-            case 'dtype', (str() as code, *_):
-                raise ValueError(f'it holds an array of dtype {_show(code)}; expected numbers')
-            case 'encode', (str() as text, 'latin1' | 'latin-1'):
-                self._stack.append(self._bytes(text))
-            case 'scalar', (_Dtype() as dtype, data):
-                self._stack.append(self._array(data, dtype, (1,), False)[0].item())
-            case 'frombuffer', (data, _Dtype() as dtype, tuple() as shape, 'C' | 'F' as order):
-                self._stack.append(_Array(self._array(data, dtype, shape, order == 'F')))
-            case role, _:
-                raise ValueError(f'it calls {role} with unexpected arguments, which is refused')
-
-    def _build(self, _: Any) -> None:
-        state, target = self._pop(), self._top()
-        match target, state:
-            case _Dtype(), (int(), '<' | '>' | '|' as order, None, None, None, *_):
-                target.order = order
-            case _Array(), (int(), tuple() as shape, _Dtype() as dtype, int() as fortran, data):
-                target.values = self._array(data, dtype, shape, bool(fortran))
-            case _:
-                raise ValueError(f'it changes {_show(target)} in an unexpected way, refused')
-
-    def _bytes(self, data: Any) -> bytes:
-        if isinstance(data, bytes):
-            return data
-        if not isinstance(data, str | bytearray):
-            raise ValueError(f'expected the bytes of an array, got {_show(data)}')
-        # One value of the file can be used many times, and each use makes a copy.
-        self._encoded += len(data)
-        if self._encoded > len(self._data):
-            raise ValueError('it holds more bytes of arrays than it has itself')
-        # Python 2 had one type for text and bytes.
-        return data.encode('latin-1') if isinstance(data, str) else bytes(data)
-
-    def _array(self, data: Any, dtype: _Dtype, shape: tuple[Any, ...], fortran: bool) -> np.ndarray:
-        content = self._bytes(data)
-        sizes = [size for size in shape if type(size) is int and 0 < size <= len(content)]
-        if (
-            len(sizes) != len(shape)
-            or len(shape) > 32
-            or math.prod(sizes) * dtype.numpy.itemsize != len(content)
-        ):
-            raise ValueError(
-                f'it is damaged: the {len(content)} bytes of an array of {dtype.numpy} do not fit '
-                f'its {len(shape)}-dimensional shape'
-            )
-        return np.frombuffer(content, dtype.numpy).reshape(shape, order='F' if fortran else 'C')
-
-
-def _dotted(name: str) -> str:
-    return _show(name.replace(' ', '.'))
-
-
-def _show(value: Any) -> str:
-    """A short name for a value; never looks into containers, which may hold themselves."""
-    if value is None or isinstance(value, bool | float):
-        return repr(value)
-    if isinstance(value, str):
-        return repr(value if len(value) <= 80 else value[:77] + '...')
-    if isinstance(value, _Array):
-        if value.values is None:
-            return 'an array without content'
-        return f'an array of {value.values.dtype} and shape {value.values.shape}'
-    if isinstance(value, _Global):
-        return f'the name of a function ({value.role})'
-    return f'a value of type {type(value).__name__}'

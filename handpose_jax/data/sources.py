@@ -6,6 +6,7 @@ SOURCES.
 """
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -19,6 +20,8 @@ from jaxtyping import Bool, Float
 
 from handpose_jax import geometry, hand
 from handpose_jax.data import images
+from handpose_jax.data.prepared import PreparedSource
+from handpose_jax.data.synthetic_hands import SyntheticSource
 from handpose_jax.synthetic import sketch
 from handpose_jax.types import Sample
 
@@ -201,17 +204,26 @@ class SketchSource:
         }
 
 
-SOURCES: dict[str, Callable[..., Source]] = {'folder': FolderSource, 'sketch': SketchSource}
+SOURCES: dict[str, Callable[..., Source]] = {
+    'folder': FolderSource,
+    'prepared': PreparedSource,
+    'sketch': SketchSource,
+    'synthetic_hands': SyntheticSource,
+}
 
 
 def load_source(name: str, **kwargs: Any) -> Source:
     """Makes the source of the given name; its class documents the keyword arguments.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or arguments that the source does not take.
     """
     if name not in SOURCES:
         raise ValueError(f'unknown source {name!r}; known are {", ".join(sorted(SOURCES))}')
+    try:
+        inspect.signature(SOURCES[name]).bind(**kwargs)
+    except TypeError as error:
+        raise ValueError(f'source {name!r}: {error}; see config.data') from error
     return SOURCES[name](**kwargs)
 
 

@@ -142,6 +142,12 @@ class SyntheticSource(prepared.PreparedSource):
         hidden: bool = True,
         **options: Any,
     ):
+        known = {field.name for field in dataclasses.fields(SceneOptions)}
+        if unknown := sorted(options.keys() - known):
+            raise ValueError(
+                f'synthetic_hands: unknown option {", ".join(map(repr, unknown))}; '
+                f'known are {", ".join(sorted(known))}'
+            )
         scenes = SceneOptions(**options)
         folder = Path(root) if root else default_folder(scenes, count=count, seed=seed)
         if not prepared.is_prepared(folder):

@@ -19,24 +19,26 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 Implementation = Literal['auto', 'lax', 'cpu']
 IMPLEMENTATIONS: tuple[str, ...] = ('auto', 'lax', 'cpu')
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
-Images = Float[Array, 'b h w c']
+
+def _check(implementation: str) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f'implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}')
 
 
 def _select(implementation: str, cpu: Callable, lax_version: Callable, *operands: Any) -> Any:
+    _check(implementation)
     if implementation == 'lax':
         return lax_version(*operands)
     if implementation == 'cpu':
         return cpu(*operands)
-    if implementation == 'auto':
-        return jax.lax.platform_dependent(*operands, cpu=cpu, default=lax_version)
-    raise ValueError(f'implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}')
+    return jax.lax.platform_dependent(*operands, cpu=cpu, default=lax_version)
 
 
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -181,7 +183,11 @@ def conv(x: Array, kernel: Array, stride: int = 1, implementation: str = 'auto')
 
     Returns:
         [b ceil(h/stride) ceil(w/stride) d].
+
+    Raises:
+        ValueError: for an unknown implementation, whatever the size of the kernel.
     """
+    _check(implementation)
     if kernel.shape[:2] != (1, 1):
         return _conv_lax(x, kernel, stride)
 
@@ -231,7 +237,8 @@ def transposed_conv(x: Array, kernel: Array, implementation: str = 'auto') -> Ar
         [b 2h 2w d].
 
     Raises:
-        ValueError: for another kernel size, which the exporters are known to convert wrongly.
+        ValueError: for another kernel size, which the exporters are known to convert wrongly, or an
+            unknown implementation.
     """
     if kernel.shape[:2] != (4, 4):
         raise ValueError(f'transposed_conv: the kernel must be 4x4, got {kernel.shape[:2]}')
