@@ -254,6 +254,21 @@ def test_the_same_picture_on_any_number_of_threads():
         np.testing.assert_array_equal(one, other)
 
 
+def test_the_same_picture_however_often_it_is_loaded():
+    lamps = [
+        render.PanelLight(np.array([x, -0.5, 0]), np.array([0, 0, 0.5]), 0.3, np.full(3, 20.0 + x))
+        for x in (-0.6, -0.2, 0.2, 0.6)
+    ]
+    small = np.array([[30.0, 0, 3.5], [0, 30, 3.5], [0, 0, 1]])
+    lit = scene(ball(np.array([0, 0, 0.5]), 0.1), lights=lamps, camera=small, width=8, height=8)
+    first = render.render(lit).rgb
+    # Lamps lie elsewhere in memory each time.
+    kept = []
+    for _ in range(60):
+        kept.append(render.Picture(lit))
+        np.testing.assert_array_equal(kept[-1].render().rgb, first)
+
+
 def test_another_seed_is_other_noise():
     surfaces = [ball(np.array([0, 0, 0.5]), 0.1), plate(0.7, half=1.0)]
     one, other = (render.render(scene(*surfaces, seed=seed)) for seed in (1, 2))

@@ -10,7 +10,17 @@ import pytest
 from test_rig import make_rig, winding_number
 
 from handpose_jax import hand
-from handpose_jax.synthetic import materials, props, render, scene, shapes, skeleton
+from handpose_jax.synthetic import (
+    dressing,
+    ingredients,
+    materials,
+    props,
+    render,
+    scene,
+    shapes,
+    skeleton,
+    staging,
+)
 from handpose_jax.synthetic.scene import SceneOptions, generate, stage
 
 SIZE = 64
@@ -131,16 +141,16 @@ def first_hits(staged, points):
 def test_visibility_is_that_of_a_brute_force_ray_test(options):
     hidden = 0
     for index in range(10):
-        picture, staging = stage(options, 3, index)
+        picture, about = stage(options, 3, index)
         staged = picture.scene
         rendered = generate(options, 3, index)
-        depths, which = first_hits(staged, staging.keypoints_3d)
-        own = np.isin(np.array([*staging.parts, ''])[which], ['hand', 'worn'])
-        before = staging.keypoints_3d[:, 2] - depths
+        depths, which = first_hits(staged, about.keypoints_3d)
+        own = np.isin(np.array([*about.parts, ''])[which], ['hand', 'worn'])
+        before = about.keypoints_3d[:, 2] - depths
         inside = ((rendered.keypoints >= -0.5) & (rendered.keypoints <= SIZE - 0.5)).all(axis=1)
-        expected = inside & (before <= np.where(own, staging.flesh, 0))
+        expected = inside & (before <= np.where(own, about.flesh, 0))
         # A ray through an edge may go either way.
-        unclear = np.abs(before - np.where(own, staging.flesh, 0)) < 1e-5
+        unclear = np.abs(before - np.where(own, about.flesh, 0)) < 1e-5
         np.testing.assert_array_equal(rendered.visible[~unclear], expected[~unclear])
         hidden += int((inside & ~expected).sum())
     assert hidden > 10
@@ -161,11 +171,11 @@ def test_a_thing_before_the_hand_hides_it_and_only_where_it_is(options, monkeypa
         surface = render.Surface(
             thing.vertices, thing.faces, render.Material(np.ones(3)), normals=thing.normals
         )
-        items.append(scene._Item(surface, 'thing', 0))
+        items.append(ingredients.Item(surface, 'thing', 0))
 
-    monkeypatch.setattr(scene, '_add_table', add_table)
-    monkeypatch.setattr(scene, '_window', place_shield)
-    monkeypatch.setattr(scene, '_TABLE_SHARE', 1.0)
+    monkeypatch.setattr(ingredients, 'add_table', add_table)
+    monkeypatch.setattr(staging, '_window', place_shield)
+    monkeypatch.setattr(staging, '_TABLE_SHARE', 1.0)
     after = generate(plain, 3, 1)
 
     np.testing.assert_array_equal(before.keypoints, after.keypoints)
@@ -179,12 +189,12 @@ def test_a_thing_before_the_hand_hides_it_and_only_where_it_is(options, monkeypa
 def test_the_mask_is_the_silhouette_of_the_projected_mesh(options):
     bare = SceneOptions(**{**options.__dict__, 'occlusion': False, 'skin_variety': False})
     for index in range(4):
-        picture, staging = stage(bare, 3, index)
+        picture, about = stage(bare, 3, index)
         staged = picture.scene
         rendered = generate(bare, 3, index)
         fine = 8
         canvas = np.zeros((SIZE * fine, SIZE * fine), np.uint8)
-        for surface, value in zip(staged.surfaces, staging.mask_values, strict=True):
+        for surface, value in zip(staged.surfaces, about.mask_values, strict=True):
             if value:
                 seen = surface.vertices @ staged.camera.T
                 points = (seen[:, :2] / seen[:, 2:] + 0.5) * fine - 0.5
@@ -263,12 +273,12 @@ def test_a_hand_that_is_all_hidden_is_uncovered(options, monkeypatch):
             np.array([[0, 2, 1], [0, 3, 2]]),
             render.Material(np.ones(3)),
         )
-        items.append(scene._Item(surface, 'thing', 0))
+        items.append(ingredients.Item(surface, 'thing', 0))
 
-    monkeypatch.setattr(scene, '_add_things', wall)
-    picture, staging = stage(options, 3, 0)
-    assert 'thing' not in staging.parts
-    assert scene.find_visible(picture, staging, SIZE).sum() >= 6
+    monkeypatch.setattr(ingredients, 'add_things', wall)
+    picture, about = stage(options, 3, 0)
+    assert 'thing' not in about.parts
+    assert scene.find_visible(picture, about, SIZE).sum() >= 6
 
 
 def test_half_of_the_hands_are_left(options):
@@ -313,24 +323,55 @@ def test_photographs_and_textures_are_used(options, photos, textures):
     )
     kinds = set()
     for index in range(25):
-        picture, staging = stage(changed, 3, index)
+        picture, about = stage(changed, 3, index)
         material = picture.scene.surfaces[0].material
         kinds.add((np.ndim(material.colour), material.bumps is not None))
-        assert staging.backdrop.shape == (SIZE, SIZE, 3)
+        assert about.backdrop.shape == (SIZE, SIZE, 3)
     assert (3, True) in kinds
     generate(changed, 3, 0)
 
 
 def test_gloves_rings_sleeves_things_and_tables_all_render(options, monkeypatch):
-    monkeypatch.setattr(scene, '_GLOVE_SHARE', 0.5)
-    monkeypatch.setattr(scene, '_TABLE_SHARE', 0.5)
-    monkeypatch.setattr(scene, '_OTHER_HAND_SHARE', 0.7)
-    monkeypatch.setattr(scene, '_IN_FRONT_SHARE', 0.7)
-    monkeypatch.setattr(scene, '_RING_SHARE', 0.7)
+    monkeypatch.setattr(dressing, '_GLOVE_SHARE', 0.5)
+    monkeypatch.setattr(staging, '_TABLE_SHARE', 0.5)
+    monkeypatch.setattr(ingredients, '_OTHER_HAND_SHARE', 0.7)
+    monkeypatch.setattr(ingredients, '_IN_FRONT_SHARE', 0.7)
+    monkeypatch.setattr(ingredients, '_RING_SHARE', 0.7)
     for index in range(8):
         rendered = generate(options, 6, index)
         assert np.isfinite(rendered.keypoints_3d).all()
         assert rendered.image.std() > 0
+
+
+def test_gloves_that_leave_fingers_bare_are_not_used(tmp_path, monkeypatch):
+    # The rig of these tests has no texture coordinates that tell a fingertip from the back.
+    back, tips = np.array([[0.25, 0.25]]), np.array([[0.75, 0.75]])
+    monkeypatch.setattr(dressing, '_sides', lambda source: (back, back, tips))
+    for name, tip in (('skin', 150), ('whole_glove', 45), ('fingerless_glove', 200)):
+        pixels = np.full((materials.TEXTURE_SIZE, materials.TEXTURE_SIZE, 3), 40, np.uint8)
+        pixels[: materials.TEXTURE_SIZE // 2, materials.TEXTURE_SIZE // 2 :] = tip
+        cv2.imwrite(str(tmp_path / f'{name}.png'), pixels)
+
+    assert len(materials.read_textures(str(tmp_path)).gloves) == 2
+    (glove,) = dressing._gloves(str(tmp_path), staging._bundled(None))
+    assert np.ptp(glove) < 0.01
+
+
+def test_a_sleeve_changes_neither_view_nor_pose(monkeypatch):
+    plain = SceneOptions(size=SIZE, occlusion=False)
+    sides = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(staging, '_SLEEVE_SHARE', share)
+        sides.append([stage(plain, 3, index) for index in range(4)])
+    for (bare, about), (clothed, other) in zip(*sides, strict=True):
+        np.testing.assert_array_equal(about.keypoints_3d, other.keypoints_3d)
+        np.testing.assert_array_equal(about.camera, other.camera)
+        assert len(clothed.scene.surfaces) >= len(bare.scene.surfaces) - 1
+    materials_of = [
+        {id(surface.material) for picture, _ in side for surface in picture.scene.surfaces}
+        for side in sides
+    ]
+    assert len(materials_of[1]) > len(materials_of[0])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from handpose_jax.synthetic.scene import SceneOptions, generate
 
 NAME = 'synthetic_hands'
 
-VERSION = '1.0.0'
+VERSION = '2.0.0'
 """Raised when a seed gives other pictures than before, so that old data sets are not used."""
 
 _JPEG_QUALITY = 95

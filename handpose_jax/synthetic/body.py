@@ -236,7 +236,7 @@ def skin_part() -> Part:
 # Nails, in half breadths of their fingers: half breadth and length; the thumb's is the largest.
 _NAIL_HALF_BREADTH = np.array([0.66, 0.59, 0.60, 0.59, 0.57])
 _NAIL_LENGTH = np.array([1.45, 1.34, 1.38, 1.36, 1.34])
-_NAIL_ACROSS, _NAIL_ALONG = 11, 10
+_NAIL_ACROSS, _NAIL_ALONG = 9, 9
 
 
 def _grid_faces(rows: int, columns: int) -> Int[np.ndarray, 'f 3']:
@@ -314,7 +314,7 @@ def _nails() -> Part:
     return _joined([_nail(finger) for finger in range(5)])
 
 
-_SLEEVE_AROUND, _SLEEVE_ALONG = 48, 26
+_SLEEVE_AROUND, _SLEEVE_ALONG = 36, 22
 
 
 def _sleeve(sleeve: Sleeve) -> Part:

@@ -131,6 +131,16 @@ def at_uv(texture: np.ndarray, uv: Float[np.ndarray, 'n 2']) -> Float[np.ndarray
     return texture[y, x]
 
 
+# Difference of log reflectance in any channel.
+_ALIKE = 1.2
+
+
+def is_alike(some: Float[np.ndarray, 'n 3'], others: Float[np.ndarray, 'm 3']) -> bool:
+    """Whether two sets of linear RGB colours have about one hue and brightness, by medians."""
+    logs = [np.log(np.maximum(np.median(colours, axis=0), 0.003)) for colours in (some, others)]
+    return bool(np.abs(logs[0] - logs[1]).max() < _ALIKE)
+
+
 def tinted(
     logs: np.ndarray,
     tone: SkinTone,
@@ -166,7 +176,8 @@ def painted(variant: int, tone: SkinTone) -> tuple[np.ndarray, np.ndarray]:
         tone: of the back of the hand.
 
     Returns:
-        f32[t t 3] linear RGB in exactly that tone's shade, and a normal map as in TextureSet.
+        f32[t t 3] linear RGB in exactly that tone's shade, and a normal map as in TextureSet, whose
+        relief differs from skin to skin.
     """
     darkness = tone.melanin / _MELANIN_RANGE[1]
     step = round(darkness * (_PAINTED_TONES - 1))
@@ -176,7 +187,7 @@ def painted(variant: int, tone: SkinTone) -> tuple[np.ndarray, np.ndarray]:
 
 
 VARIANTS = 4
-_PAINTED_TONES = 7
+_PAINTED_TONES = 5
 
 
 @functools.lru_cache(maxsize=VARIANTS * _PAINTED_TONES)
@@ -187,7 +198,34 @@ def _painted(variant: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     logs = np.log(np.maximum(backgrounds.linear(texture.albedo), 0.003))
     # Texels that show no skin have the back's colour; so have most of those that do.
     usual = np.median(logs.reshape(-1, 3), axis=0)
-    return _constant(logs), _constant(texture.normals.astype(np.float32) / 255), usual
+    bumps = _weakened(texture.normals.astype(np.float32) / 255, float(rng.uniform(0.2, 0.8)))
+    return _constant(logs), bumps, usual
+
+
+def _weakened(bumps: np.ndarray, strength: float) -> np.ndarray:
+    """A normal map with its slopes made less steep."""
+    vectors = (2 * bumps - 1) * np.array([strength, strength, 1.0], np.float32)
+    vectors /= np.maximum(np.sqrt((vectors**2).sum(axis=2, keepdims=True)), 1e-6)
+    return _constant(0.5 + 0.5 * vectors)
+
+
+_STRENGTHS = 4
+
+
+@functools.lru_cache(maxsize=4 * _STRENGTHS)
+def _relief(folder: str, step: int) -> np.ndarray | None:
+    bumps = read_textures(folder).bumps
+    return None if bumps is None else _weakened(bumps, step / _STRENGTHS)
+
+
+def relief(folder: str, strength: float) -> np.ndarray | None:
+    """The skin's normal map in a folder (see read_textures), made weaker.
+
+    Args:
+        folder: with textures.
+        strength: factor on its slopes, 0..1, rounded to one of a few, so that each is made once.
+    """
+    return _relief(folder, max(1, round(_STRENGTHS * strength)))
 
 
 @functools.lru_cache(maxsize=64)

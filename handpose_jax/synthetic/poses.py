@@ -13,7 +13,6 @@ from jaxtyping import Float
 from handpose_jax import hand
 from handpose_jax.synthetic import skeleton
 from handpose_jax.synthetic.bodies import HandPose
-from handpose_jax.synthetic.captures import read_webxr as read_webxr
 
 MAX_PENETRATION = 0.004
 """Metres: how deep two parts of an average hand may press into each other."""

@@ -173,7 +173,10 @@ class Arm(NamedTuple):
 def find_arm(body: bodies.PosedBody, pose: bodies.HandPose) -> Arm:
     """Finds the forearm of a posed body."""
     frame = skeleton.forward_kinematics(skeleton.AVERAGE, pose).frames[skeleton.WRIST_BONE]
-    vertices = body.vertices @ frame
+    # Not the sleeve: the same arm is found with one and without.
+    bare = np.ones(len(body.vertices), bool)
+    bare[body.faces[body.regions == bodies.CLOTH]] = False
+    vertices = body.vertices[bare] @ frame
     behind = (vertices[:, 1] < -0.005) & (np.hypot(vertices[:, 0], vertices[:, 2]) < 0.09)
     return Arm(frame, vertices[behind])
 
@@ -216,14 +219,22 @@ def sleeve(rng: np.random.Generator, arm: Arm) -> shapes.Shape | None:
 
 def wristband(rng: np.random.Generator, arm: Arm) -> shapes.Shape | None:
     """A watch strap or bracelet, tight around the arm."""
-    place = -float(rng.uniform(0.015, 0.05))
-    broad = float(rng.uniform(0.003, 0.022))
+    return _around(arm, -float(rng.uniform(0.015, 0.05)), float(rng.uniform(0.003, 0.022)), 0.06)
+
+
+def hem(arm: Arm) -> shapes.Shape | None:
+    """The hem of a glove, over the seam between hand and arm."""
+    return _around(arm, -0.012, 0.022, 0.10)
+
+
+def _around(arm: Arm, place: float, broad: float, thick: float) -> shapes.Shape | None:
+    """A band: its middle along the arm and its breadth, metres; thickness as part of the arm's."""
     if len(arm.vertices) < 24:
         return None
     turn = np.linspace(0, 2 * np.pi, 37)
     y = place + broad / 2 * np.array([0.85, 1.0, 1.0, -1.0, -1.0, -0.85])
     width, depth, middle = _cross_sections(arm, np.full(6, place))
-    swell = 1 + np.array([-0.05, 0.03, 0.06, 0.06, 0.03, -0.05])[:, None]
+    swell = 1 + np.array([-0.05, thick / 2, thick, thick, thick / 2, -0.05])[:, None]
     points = np.stack(
         [
             middle[:, :1] + swell * width[:, None] * np.cos(turn),

@@ -7,7 +7,7 @@ Mitsuba 3 does the work, in its scalar variant, which needs no GPU, display or s
 imported when the first picture is made.
 """
 
-import itertools
+import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,16 +15,14 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+
+from handpose_jax.synthetic import first_hits, smoothing
+from handpose_jax.synthetic.first_hits import NOTHING as NOTHING
 
 # Blocks are seeded one by one. Mitsuba's own choice of their size depends on the number of threads,
 # and so would the noise.
 _BLOCK = 32
-
-NOTHING = -1
-"""shape_id of pixels that show no surface."""
-
-_LAMP = -2
 
 # Rays from the camera begin at this depth, metres.
 _NEAR = 1e-3
@@ -178,13 +176,6 @@ class Picture:
         self._window = scene.window or whole
         self._region = whole if scene.beyond else self._window
         self._loaded = _load(self._mi, scene)
-        # Mitsuba numbers shapes from 1 in the order of shapes(); lamps are among them.
-        numbers = [NOTHING]
-        for shape in self._loaded.shapes():
-            name = shape.id()
-            is_surface = name.startswith('surface_')
-            numbers.append(int(name.removeprefix('surface_')) if is_surface else _LAMP)
-        self._surface_of_shape = np.array(numbers, np.int32)
 
     def render(self) -> RenderBuffers:
         """Renders colour, coverage, depth and shapes."""
@@ -195,40 +186,30 @@ class Picture:
             fine, colour = colour, self._colour(self._region, 1)
             left, top, right, bottom = self._window
             colour[top:bottom, left:right] = fine
-        exact = self._pass(
-            # Every channel costs as much time as a ray.
-            {'type': 'aov', 'aovs': 'far:depth,shape:shape_index,own:albedo'},
-            # One sample without jitter: through the pixel's centre.
-            {'type': 'stratified', 'sample_count': 1, 'jitter': False},
-            'rgb',
-            self._region,
-        )
+        meshes = [(surface.vertices, surface.faces) for surface in scene.surfaces]
+        hits = first_hits.find(meshes, scene.camera, self._region, near=_NEAR)
         shape = (scene.height, scene.width)
         rgb = np.zeros((*shape, 3), np.float32)
         alpha = np.zeros(shape, np.float32)
         depth = np.full(shape, np.inf, np.float32)
         shape_id = np.full(shape, NOTHING, np.int32)
+        shown = hits.shape_id != NOTHING
         # A few samples tell little about a pixel's coverage; with its neighbours' they tell enough.
-        coverage = cv2.GaussianBlur(np.ascontiguousarray(colour[..., 3]), (3, 3), 0.7)
+        coverage = (scene.samples * colour[..., 3] + shown) / (scene.samples + 1)
+        coverage = cv2.GaussianBlur(np.asarray(coverage, np.float32), (3, 3), 0.7)
         alpha[y0:y1, x0:x1] = np.clip(coverage, 0, 1)
-        shapes = self._surface_of_shape[exact[..., 1].astype(int)]
-        shown = shapes >= 0
-        # Mitsuba's depth is the distance along the ray, which begins at the near plane.
-        z = exact[..., 0] / self._obliqueness()[y0:y1, x0:x1] + _NEAR
-        depth[y0:y1, x0:x1][shown] = z[shown]
-        shape_id[y0:y1, x0:x1][shown] = shapes[shown]
-        for y, x in np.argwhere(shapes == _LAMP):
-            behind = self._first_surface(self._ray_of_pixel(int(x) + x0, int(y) + y0))
-            if behind is not None:
-                depth[y + y0, x + x0], shape_id[y + y0, x + x0] = behind
-        rgb[y0:y1, x0:x1] = _smoothed(
+        depth[y0:y1, x0:x1] = hits.depth
+        shape_id[y0:y1, x0:x1] = hits.shape_id
+        albedo, normals = _appearance(scene.surfaces, hits)
+        rgb[y0:y1, x0:x1] = smoothing.smooth(
             np.maximum(np.nan_to_num(colour[..., :3]), 0),
             focal=float(scene.camera[0, 0]),
             traced=colour[..., 3],
             alpha=alpha[y0:y1, x0:x1],
-            albedo=exact[..., 2:5],
-            depth=depth[y0:y1, x0:x1],
-            shape_id=shape_id[y0:y1, x0:x1],
+            albedo=albedo,
+            positions=self._rays(self._region) * np.where(shown, hits.depth, 0)[..., None],
+            normals=normals,
+            shape_id=hits.shape_id,
         )
         return RenderBuffers(rgb, alpha, depth, shape_id)
 
@@ -252,16 +233,14 @@ class Picture:
         picture = mi.render(self._loaded, sensor=sensor, integrator=tracer, seed=scene.seed)
         return np.array(picture)
 
-    def _obliqueness(self) -> Float[np.ndarray, 'h w']:
-        """Distance from the eye for each unit of depth, through every pixel's centre."""
+    def _rays(self, region: _Region) -> Float[np.ndarray, 'h w 3']:
+        """The points at depth 1 that are seen at the pixels' centres."""
         camera = np.asarray(self.scene.camera, np.float64)
-        x = (np.arange(self.scene.width) - camera[0, 2]) / camera[0, 0]
-        y = (np.arange(self.scene.height) - camera[1, 2]) / camera[1, 1]
-        return np.sqrt(1 + x[None, :] ** 2 + y[:, None] ** 2)
-
-    def _ray_of_pixel(self, x: int, y: int) -> Float[np.ndarray, '3']:
-        ray = np.linalg.solve(np.asarray(self.scene.camera, np.float64), [x, y, 1.0])
-        return ray / np.linalg.norm(ray)
+        x0, y0, x1, y1 = region
+        rays = np.ones((y1 - y0, x1 - x0, 3), np.float32)
+        rays[..., 0] = (np.arange(x0, x1) - camera[0, 2]) / camera[0, 0]
+        rays[..., 1] = ((np.arange(y0, y1) - camera[1, 2]) / camera[1, 1])[:, None]
+        return rays
 
     def _first_surface(self, direction: Float[np.ndarray, '3']) -> tuple[float, int] | None:
         """Depth (z) and index of the first surface in a direction, lamps left out."""
@@ -298,103 +277,54 @@ class Picture:
         return depths, shape_ids
 
 
-# Passes of the smoothing filter: distance to the neighbours that are averaged, pixels.
-_REACHES = (1, 2, 3)
-# How unlike two neighbouring pixels of one surface may be. Their depths, in relation to the depth:
-# by a part for any picture, and one for each pixel that the surface recedes while it is crossed by
-# one; and how much the slopes there may differ.
-_DEPTH_TOLERANCE, _STEEPNESS, _SLOPE_TOLERANCE = 0.004, 3.0, 1.0
+def _appearance(
+    surfaces: Sequence[Surface], hits: first_hits.Hits
+) -> tuple[Float[np.ndarray, 'h w 3'], Float[np.ndarray, 'h w 3']]:
+    """Reflectance and unit normal under every pixel's centre; 0 where there is no surface."""
+    shape = hits.shape_id.shape
+    albedo = np.zeros((hits.shape_id.size, 3), np.float32)
+    normals = np.zeros((hits.shape_id.size, 3), np.float32)
+    ids, faces, weights = hits.shape_id.ravel(), hits.face.ravel(), hits.weights.reshape(-1, 3)
+    for index, surface in enumerate(surfaces):
+        at = np.flatnonzero(ids == index)
+        if not len(at):
+            continue
+        corners, share = np.asarray(surface.faces)[faces[at]], weights[at]
+
+        def between(values: np.ndarray, c: np.ndarray = corners, w: np.ndarray = share) -> Any:
+            return sum(w[:, k, None] * values[c[:, k]] for k in range(3))
+
+        if surface.normals is None:
+            a, b, c = (np.asarray(surface.vertices)[corners[:, k]] for k in range(3))
+            normal = np.cross(b - a, c - a)
+        else:
+            normal = between(surface.normals)
+        length = np.sqrt((normal**2).sum(axis=1, keepdims=True))
+        normals[at] = normal / np.maximum(length, 1e-12)
+        colour = surface.material.colour
+        if surface.colours is not None:
+            albedo[at] = between(surface.colours)
+        elif np.ndim(colour) == 1 or surface.uv is None:
+            albedo[at] = np.mean(np.reshape(colour, (-1, 3)), axis=0)
+        else:
+            albedo[at] = _texels(colour, between(surface.uv))
+    return albedo.reshape(*shape, 3), normals.reshape(*shape, 3)
 
 
-def _smoothed(
-    rgb: Float[np.ndarray, 'h w 3'],
-    *,
-    focal: float,
-    traced: Float[np.ndarray, 'h w'],
-    alpha: Float[np.ndarray, 'h w'],
-    albedo: Float[np.ndarray, 'h w 3'],
-    depth: Float[np.ndarray, 'h w'],
-    shape_id: Int[np.ndarray, 'h w'],
-) -> Float[np.ndarray, 'h w 3']:
-    """Averages the light (not the colour) of neighbours on one smooth piece of a surface.
-
-    A few light paths a pixel are noisy. Pixels that show more than one surface give their
-    neighbours nothing; they take the light of the one under their centre, and then a little of the
-    colours around them, so that edges stay soft.
-
-    Source: Dammertz et al. 2010, "Edge-avoiding A-Trous wavelet transform for fast global
-    illumination filtering", High Performance Graphics, with the albedo divided out.
-    """
-    shape = rgb.shape[:2]
-    recede = _DEPTH_TOLERANCE + _STEEPNESS / focal
-    hit = shape_id != NOTHING
-    near = np.where(hit, depth, 0.0).astype(np.float32)
-    edge = np.zeros(shape, bool)
-    for axis in (0, 1):
-        step = np.abs(np.diff(near, axis=axis)) > recede * near.max(initial=0.0)
-        step |= np.diff(shape_id, axis=axis) != 0
-        before, after = [slice(None)] * 2, [slice(None)] * 2
-        before[axis], after[axis] = slice(None, -1), slice(1, None)
-        edge[tuple(before)] |= step
-        edge[tuple(after)] |= step
-    edge |= alpha < 0.999
-    traced = np.where(traced > 0.01, traced, 0.0).astype(np.float32)
-    # Nearly nothing, so that a pixel without neighbours of its kind keeps its own light.
-    gives = np.where(hit & ~edge, 1.0, 0.02 * traced).astype(np.float32)
-    gives *= hit
-    albedo = np.maximum(albedo, 0.02)
-    light = rgb / (albedo * np.maximum(traced, 0.05)[..., None])
-    tolerance = 1.0 / (recede * near + 1e-9)
-    # How steeply the surface recedes, in relation to what may be: stands for its normal.
-    slope = 0.5 / (_SLOPE_TOLERANCE * near.max(initial=0.0) / focal + 1e-9)
-    across = np.gradient(near, axis=1).astype(np.float32) * np.float32(slope)
-    down = np.gradient(near, axis=0).astype(np.float32) * np.float32(slope)
-    sloped = hit & ~edge
-    # The shape is a far step in depth of its own.
-    place = near + np.float32(100.0) * shape_id
-    for reach in _REACHES:
-        given = light * gives[..., None]
-        total, weights = given.copy(), gives.copy()
-        for dy, dx in itertools.product((-reach, 0, reach), repeat=2):
-            if (dy == dx == 0) or abs(dy) >= shape[0] or abs(dx) >= shape[1]:
-                continue
-            to, of = (
-                tuple(
-                    slice(max(0, sign * d), min(n, n + sign * d))
-                    for d, n in zip((dy, dx), shape, strict=True)
-                )
-                for sign in (-1, 1)
-            )
-            alike = 1 - np.abs(place[to] - place[of]) * (tolerance[to] * (1 / reach))
-            bend = np.abs(across[to] - across[of]) + np.abs(down[to] - down[of])
-            alike -= bend * (sloped[to] & sloped[of])
-            np.maximum(alike, 0.0, out=alike)
-            alike *= 0.5 if dy == 0 or dx == 0 else 0.25
-            total[to] += alike[..., None] * given[of]
-            weights[to] += alike * gives[of]
-        light = total / np.maximum(weights, 1e-6)[..., None]
-        # What was an edge now has the light of its own surface.
-        gives = (hit & (weights > 0.1)).astype(np.float32) + gives * (weights <= 0.1)
-    clean = np.where(hit[..., None], light * albedo, 0.0)
-    return _soft_edges(clean, rgb, hit=hit, edge=edge, alpha=alpha)
+# OpenCV takes no more than 32767 rows or columns.
+_ROW = 256
 
 
-def _soft_edges(
-    clean: Float[np.ndarray, 'h w 3'],
-    rgb: Float[np.ndarray, 'h w 3'],
-    *,
-    hit: Bool[np.ndarray, 'h w'],
-    edge: Bool[np.ndarray, 'h w'],
-    alpha: Float[np.ndarray, 'h w'],
-) -> Float[np.ndarray, 'h w 3']:
-    """Mixes the colours around every edge pixel, and lets the backdrop through by its coverage."""
-    present = hit.astype(np.float32)
-    colours = cv2.GaussianBlur(np.ascontiguousarray(clean * present[..., None]), (3, 3), 0.6)
-    cover = cv2.GaussianBlur(present, (3, 3), 0.6)
-    mixed = colours / np.maximum(cover, 1e-3)[..., None]
-    # Far from every hit there is only what was traced: a sliver thinner than a pixel.
-    mixed = np.where((cover > 0.02)[..., None], mixed * alpha[..., None], rgb)
-    return np.where((edge | ~hit)[..., None], mixed, clean).astype(np.float32)
+def _texels(texture: np.ndarray, uv: Float[np.ndarray, 'n 2']) -> Float[np.ndarray, 'n 3']:
+    """A texture's values at texture coordinates (v up), as Mitsuba has them: bilinear, repeated."""
+    height, width = texture.shape[:2]
+    at = np.zeros((2, -(-len(uv) // _ROW) * _ROW), np.float32)
+    at[0, : len(uv)] = np.mod(uv[:, 0], 1) * width - 0.5
+    at[1, : len(uv)] = np.mod(1 - uv[:, 1], 1) * height - 0.5
+    x, y = at.reshape(2, -1, _ROW)
+    texture = np.ascontiguousarray(texture, np.float32)
+    values = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    return np.asarray(values, np.float32).reshape(-1, 3)[: len(uv)]
 
 
 def render(scene: Scene) -> RenderBuffers:
@@ -475,7 +405,8 @@ def _load(mi: Any, scene: Scene) -> Any:
         description[f'surface_{index}'] = _mesh(mi, surface, f'surface_{index}')
     for index, light in enumerate(scene.lights):
         description[f'light_{index}'] = _light(mi, light)
-    return mi.load_dict(description, parallel=False)
+    # Optimised, the order of lamps, and so the noise, would depend on where they lie in memory.
+    return mi.load_dict(description, parallel=False, optimize=False)
 
 
 # Light paths are shared out among the sources of light by about how much each gives; none is left
@@ -522,16 +453,27 @@ def _mesh(mi: Any, surface: Surface, name: str) -> Any:
     if surface.colours is not None:
         mesh.add_attribute('vertex_color', 3, np.ravel(surface.colours).astype(np.float32))
     parameters = mi.traverse(mesh)
-    parameters['vertex_positions'] = np.ravel(surface.vertices).astype(np.float32)
-    parameters['faces'] = np.ravel(surface.faces).astype(np.uint32)
+    _fill(parameters, 'vertex_positions', surface.vertices, np.float32)
+    _fill(parameters, 'faces', surface.faces, np.uint32)
     if surface.normals is not None:
-        parameters['vertex_normals'] = np.ravel(surface.normals).astype(np.float32)
+        _fill(parameters, 'vertex_normals', surface.normals, np.float32)
     if surface.uv is not None:
         # Mitsuba counts v from the top row of a texture.
         texcoords = np.asarray(surface.uv, np.float32) * [1.0, -1.0] + [0.0, 1.0]
-        parameters['vertex_texcoords'] = np.ravel(texcoords).astype(np.float32)
+        _fill(parameters, 'vertex_texcoords', texcoords, np.float32)
     parameters.update()
     return mesh
+
+
+def _fill(parameters: Any, name: str, values: np.ndarray, dtype: type) -> None:
+    """Copies values into a mesh's own memory; to assign them takes fifty times as long."""
+    memory = np.from_dlpack(parameters[name])
+    values = np.ascontiguousarray(values, dtype).ravel()
+    if memory.shape != values.shape or memory.dtype != values.dtype:
+        raise ValueError(f'Surface: expected {memory.shape} values of {name}, got {values.shape}')
+    # Mitsuba hands out a view that may only be read.
+    ctypes.memmove(memory.ctypes.data, values.ctypes.data, values.nbytes)
+    parameters.set_dirty(name)
 
 
 # Textures made of read-only arrays, kept for the next picture: (array, texture).

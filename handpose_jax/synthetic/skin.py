@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from handpose_jax.synthetic import body, flesh, skeleton
 
@@ -79,6 +79,8 @@ class _Texels(NamedTuple):
     front: Float[np.ndarray, 'n']  # 1 on the skin of the palm's side, 0 on the back's
     finger: Float[np.ndarray, 'n']  # the finger that owns it, 0..4
     local: Float[np.ndarray, 'n 3']  # in that finger's frame, metres
+    knuckles: Float[np.ndarray, 'n']  # nearness to the joints
+    redness: Float[np.ndarray, 'n']  # how much blood shows
 
 
 @functools.lru_cache(maxsize=2)
@@ -121,7 +123,10 @@ def _texels(size: int) -> _Texels:
         front += share[:, index] / (1 + np.exp((height + 0.0015) / 0.0011))
     # Hairless skin ends at the wrist.
     front *= np.clip((found[:, 1] + 0.065) / 0.07, 0.0, 1.0)
-    return _Texels(mask, found, front, finger.astype(np.float64), local)
+    knuckles = _knuckles(found, finger, local)
+    redness = _redness(found, front, finger, local, knuckles)
+    values = (found, front, finger, local, knuckles, redness)
+    return _Texels(mask, *(value.astype(np.float32) for value in values))
 
 
 def paint(rng: np.random.Generator, tone: float, *, size: int = 512) -> SkinTexture:
@@ -153,9 +158,9 @@ def paint(rng: np.random.Generator, tone: float, *, size: int = 512) -> SkinText
     warmth = rng.normal(0.0, 0.025)
     colour += warmth * np.array([0.3, 0.0, -1.0])
     blood = rng.uniform(0.3, 1.0) * (1 - 0.55 * tone)
-    colour += (blood * (_redness(texels) + 0.12 * slow + 0.16 * blotches))[:, None] * _BLOOD
+    colour += (blood * (texels.redness + 0.12 * slow + 0.16 * blotches))[:, None] * _BLOOD
     # Pigment gathers over the knuckles and, in dark skin, in the lines of the palm.
-    pigment = (0.05 + 0.20 * tone) * _knuckles(texels) * (1 - texels.front)
+    pigment = (0.05 + 0.20 * tone) * texels.knuckles * (1 - texels.front)
     shade = pigment + 0.022 * slow + 0.022 * blotches + 0.020 * fine
     crease_depth = rng.uniform(0.6, 1.2)
     shade += crease_depth * (0.15 + 0.20 * tone) * creases * texels.front
@@ -215,23 +220,25 @@ def _noise(
     at = (points - points.min(axis=0)) / cell
     shape = np.ceil(at.max(axis=0)).astype(int) + 2
     lattice = rng.normal(0, 1, shape).astype(np.float32).ravel()
-    low = at.astype(np.int64)
-    t = (at - low).astype(np.float32)
-    t = t * t * (3 - 2 * t)
-    first = (low[:, 0] * shape[1] + low[:, 1]) * shape[2] + low[:, 2]
+    # By axis: whole columns are faster than rows.
+    at = np.ascontiguousarray(at.T, np.float32)
+    low = at.astype(np.int32)
+    t = at - low
+    t = (t * t * (3 - 2 * t)).astype(np.float32)
+    first = (low[0] * shape[1] + low[1]) * shape[2] + low[2]
     stride = (shape[1] * shape[2], shape[2], 1)
     sides = [
-        lattice[first + a * stride[0] + b * stride[1]] * (1 - t[:, 2])
-        + lattice[first + a * stride[0] + b * stride[1] + 1] * t[:, 2]
+        lattice[first + a * stride[0] + b * stride[1]] * (1 - t[2])
+        + lattice[first + a * stride[0] + b * stride[1] + 1] * t[2]
         for a in (0, 1)
         for b in (0, 1)
     ]
     ends = [
-        sides[0] * (1 - t[:, 1]) + sides[1] * t[:, 1],
-        sides[2] * (1 - t[:, 1]) + sides[3] * t[:, 1],
+        sides[0] * (1 - t[1]) + sides[1] * t[1],
+        sides[2] * (1 - t[1]) + sides[3] * t[1],
     ]
     # Mixing eight values evens them out.
-    return (1.5 * (ends[0] * (1 - t[:, 0]) + ends[1] * t[:, 0])).astype(np.float64)
+    return (1.5 * (ends[0] * (1 - t[0]) + ends[1] * t[0])).astype(np.float32)
 
 
 def _grain(rng: np.random.Generator, texels: _Texels, size: int) -> Float[np.ndarray, 'n']:
@@ -239,24 +246,32 @@ def _grain(rng: np.random.Generator, texels: _Texels, size: int) -> Float[np.nda
     return (grain / grain.std())[texels.mask]
 
 
-def _redness(texels: _Texels) -> Float[np.ndarray, 'n']:
+def _redness(
+    points: Float[np.ndarray, 'n 3'],
+    front: Float[np.ndarray, 'n'],
+    finger: Int[np.ndarray, 'n'],
+    local: Float[np.ndarray, 'n 3'],
+    knuckles: Float[np.ndarray, 'n'],
+) -> Float[np.ndarray, 'n']:
     """More blood shows in fingertips, knuckles and the balls of the palm."""
-    ends = skeleton.BONE_LENGTHS.sum(axis=1)[texels.finger.astype(int)]
-    tips = np.exp(-(((ends - texels.local[:, 1]) / 0.012) ** 2))
-    x, y = texels.points[:, 0], texels.points[:, 1]
+    ends = skeleton.BONE_LENGTHS.sum(axis=1)[finger]
+    tips = np.exp(-(((ends - local[:, 1]) / 0.012) ** 2))
+    x, y = points[:, 0], points[:, 1]
     balls = np.exp(-(((x + 0.024) / 0.016) ** 2) - ((y - 0.040) / 0.022) ** 2)
     balls += np.exp(-(((x - 0.026) / 0.014) ** 2) - ((y - 0.032) / 0.024) ** 2)
     balls += np.exp(-(((y - 0.088) / 0.012) ** 2)) * (np.abs(x - 0.006) < 0.036)
-    return 0.9 * tips + 0.6 * _knuckles(texels) * (1 - texels.front) + 0.8 * balls * texels.front
+    return 0.9 * tips + 0.6 * knuckles * (1 - front) + 0.8 * balls * front
 
 
-def _knuckles(texels: _Texels) -> Float[np.ndarray, 'n']:
-    lengths = np.cumsum(skeleton.BONE_LENGTHS, axis=1)[texels.finger.astype(int)]
-    near = np.zeros(len(texels.points))
+def _knuckles(
+    points: Float[np.ndarray, 'n 3'], finger: Int[np.ndarray, 'n'], local: Float[np.ndarray, 'n 3']
+) -> Float[np.ndarray, 'n']:
+    lengths = np.cumsum(skeleton.BONE_LENGTHS, axis=1)[finger]
+    near = np.zeros(len(points))
     for joint, reach in ((0, 0.0055), (1, 0.0045)):
-        near += np.exp(-(((texels.local[:, 1] - lengths[:, joint]) / reach) ** 2))
-    base = np.hypot(texels.local[:, 0], texels.local[:, 1])
-    return near + 0.7 * np.exp(-((base / 0.008) ** 2)) * (texels.finger > 0)
+        near += np.exp(-(((local[:, 1] - lengths[:, joint]) / reach) ** 2))
+    base = np.hypot(local[:, 0], local[:, 1])
+    return near + 0.7 * np.exp(-((base / 0.008) ** 2)) * (finger > 0)
 
 
 def _line(distance: Float[np.ndarray, 'n'], width: float) -> Float[np.ndarray, 'n']:
