@@ -22,7 +22,9 @@ def main(argv: list[str]) -> None:
     # Orbax logs a dozen lines for each checkpoint at the default level.
     logging.set_verbosity(logging.WARNING)
     # Imported here: a wrong flag is told at once, not after seconds of imports.
-    from handpose_jax import checkpoints, evaluate, train
+    from handpose_jax import allocator, checkpoints, evaluate, train
+
+    allocator.keep_freed_memory()
 
     try:
         config = CONFIG.value

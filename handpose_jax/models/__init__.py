@@ -11,6 +11,7 @@ from handpose_jax.models.mobilenet import MobileNetV2
 from handpose_jax.models.resnet import MEAN as RESNET_MEAN
 from handpose_jax.models.resnet import SCALE as RESNET_SCALE
 from handpose_jax.models.resnet import ResNet50
+from handpose_jax.models.small_unet import SmallUNet
 
 __all__ = ['MODELS', 'NUM_HEATMAPS', 'STRIDE', 'Network', 'build']
 
@@ -76,9 +77,30 @@ def resnet50(
     )
 
 
+def small_unet(
+    *,
+    width: float = 1.0,
+    bn_momentum: float = 0.9,
+    dtype: str = 'float32',
+    implementation: str = 'auto',
+) -> SmallUNet:
+    """The quick start's network, which learns from random weights in minutes.
+
+    Args:
+        width: multiplier on the channels.
+        bn_momentum: momentum of all running statistics.
+        dtype: of the computation, 'float32' or 'bfloat16'; parameters and heatmaps are float32.
+        implementation: of the convolutions, see handpose_jax.models.layers.
+    """
+    return SmallUNet(
+        width=width, bn_momentum=bn_momentum, dtype=jnp.dtype(dtype), implementation=implementation
+    )
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     'mobilenet_v2': mobilenet_v2,
     'resnet50': resnet50,
+    'small_unet': small_unet,
 }
 
 

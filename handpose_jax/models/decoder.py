@@ -33,7 +33,8 @@ class DecoderWidths(NamedTuple):
     refine: int = 128  # 10
 
 
-def _empty_maps(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def empty_maps(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Initial bias of the maps: nothing anywhere, and all of it background."""
     del key
     return jnp.zeros(shape, dtype).at[-1].set(1)
 
@@ -92,7 +93,7 @@ class Decoder(nn.Module):
             (1, 1, x.shape[-1], NUM_HEATMAPS),
             jnp.float32,
         )
-        bias = self.param('heatmaps_bias', _empty_maps, (NUM_HEATMAPS,), jnp.float32)
+        bias = self.param('heatmaps_bias', empty_maps, (NUM_HEATMAPS,), jnp.float32)
         maps = conv(x, kernel.astype(self.dtype), 1, self.implementation)
         # Loss and decoding are float32 whatever the network computes in.
         return maps.astype(jnp.float32) + bias
