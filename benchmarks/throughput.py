@@ -1,4 +1,4 @@
-"""Images per second: of the input pipeline, and of the training step.
+"""Images per second: of the input pipeline, of the training step, and of rendering hands.
 
     python benchmarks/throughput.py                         drawn hands, no download
     HANDPOSE_ASSETS=DIR python benchmarks/throughput.py     photographs of DIR/real_hands too
@@ -8,11 +8,13 @@ machine does not favour one of them; the median round counts and the spread is k
 """
 
 import argparse
+import concurrent.futures
 import datetime
 import functools
 import importlib.util
 import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import statistics
@@ -23,10 +25,11 @@ import jax
 import machine
 from ml_collections import ConfigDict
 
-from handpose_jax import models, optimizers, train
+from handpose_jax import allocator, models, optimizers, train
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.state import init_state
+from handpose_jax.synthetic import render, scene
 
 HERE = pathlib.Path(__file__).parent
 GEOMETRY = Augmentation()
@@ -62,6 +65,38 @@ def input_round(
         return 32 * batches / (time.perf_counter() - begin)
 
     return measure
+
+
+def render_some(first: int, count: int) -> None:
+    """Renders pictures with everything on, on one thread; runs in a worker process."""
+    render.set_threads(1)
+    for index in range(first, first + count):
+        scene.generate(scene.SceneOptions(), 0, index)
+
+
+_WARM_UP_PICTURES = 60
+"""Of each worker: the first uses of skins and textures paint them."""
+
+
+def render_round(pictures: int) -> Callable[[], float]:
+    """A function that renders pictures at 224 px with a worker on each core; images per second."""
+    workers = len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context('spawn')
+    pools = [concurrent.futures.ProcessPoolExecutor(1, mp_context=context) for _ in range(workers)]
+
+    def measure_with(first: int, count: int) -> float:
+        begin = time.perf_counter()
+        jobs = [
+            pool.submit(render_some, first + number * count, count)
+            for number, pool in enumerate(pools)
+        ]
+        for job in jobs:
+            job.result()
+        return workers * count / (time.perf_counter() - begin)
+
+    measure_with(1_000_000, _WARM_UP_PICTURES)
+    starts = itertools.count(0, workers * pictures)
+    return lambda: measure_with(next(starts), pictures)
 
 
 def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
@@ -105,6 +140,7 @@ def main() -> None:
     parser.add_argument('--only', default='', help='measure only names that contain this')
     parser.add_argument('--output', type=pathlib.Path, default=HERE / 'results' / 'throughput.json')
     flags = parser.parse_args()
+    allocator.keep_freed_memory()
     photometric = Augmentation(**config().augmentation.to_dict())
     assets = os.environ.get('HANDPOSE_ASSETS')
     makers: dict[str, Callable[[], Callable[[], float]]] = {}
@@ -118,6 +154,7 @@ def main() -> None:
     else:
         print('HANDPOSE_ASSETS is not set: the input pipeline on photographs is not measured')
     makers['train_112'] = functools.partial(train_round, 112, 32, steps=3)
+    makers['render_224'] = functools.partial(render_round, pictures=20)
     makers['train_224'] = functools.partial(train_round, 224, 32, steps=1)
     rounds = {name: make() for name, make in makers.items() if flags.only in name}
     rates: dict[str, list[float]] = {name: [] for name in rounds}

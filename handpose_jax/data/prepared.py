@@ -128,8 +128,15 @@ def prepare(
         for number in range(count)
     ]
     missing = [task for task in tasks if not task.path.exists()]
-    _make_shards(tasks, missing, name, workers or len(os.sched_getaffinity(0)))
+    _make_shards(tasks, missing, name, workers or _usable_cores())
     _finish(target, name, tasks, description, with_3d)
+
+
+def _usable_cores() -> int:
+    # Containers are given a part of a machine; only Linux tells which.
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Shard(NamedTuple):
