@@ -7,6 +7,7 @@ what handpose_jax/data/synthetic_hands.py takes). The recipe is ours (confidence
 weights, two CPU cores and a few minutes: a shallow network, a small input, wide target peaks.
 """
 
+import ml_collections
 from ml_collections import ConfigDict
 
 
@@ -41,6 +42,11 @@ def get_config(variant: str = '') -> ConfigDict:
     config.data.count = 2000  # pictures to train on; a tenth as many each to validate and test
     config.data.size = 112  # side of a picture, pixels
     config.data.occlusion = False  # nothing held, nothing in front, no second hand
+    config.data.rigs = ()  # glTF hands instead of the bundled one
+    config.data.textures = ml_collections.config_dict.placeholder(str)  # folder, for the rigs
+    config.data.backgrounds = 'procedural'
+    config.data.lighting = 'full'
+    config.data.skin_variety = True
     config.data.crop_scale = 2.2  # side of the crop / longest side of the keypoints' box
     config.train_split = 'train'
     config.eval_split = 'val'

@@ -37,6 +37,9 @@ class SceneOptions:
     resolution: tuple[float, float] = (0.4, 0.8)
 
     def __post_init__(self) -> None:
+        # Configs read from JSON bring lists.
+        object.__setattr__(self, 'rigs', tuple(self.rigs))
+        object.__setattr__(self, 'resolution', tuple(self.resolution))
         choices = {'backgrounds': ('procedural', 'photos', 'plain'), 'lighting': ('full', 'flat')}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -1,0 +1,121 @@
+"""Trained networks on photographs they were not trained for.
+
+    HANDPOSE_ASSETS=DIR python benchmarks/real_photos.py LABEL=WORKDIR ...
+
+evaluates each workdir's network on the validation part of DIR/real_hands (machine-made labels) and
+on the right-or-left labelled samples of FreiHAND and CMU Panoptic in DIR/hands/samples (12 hands,
+labels of the data sets' authors), and adds the rows to benchmarks/results/real_photos.json.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+import machine
+import numpy as np
+
+from handpose_jax import allocator, checkpoints, evaluate, models, runtimes
+
+HERE = pathlib.Path(__file__).parent
+OUTPUT = HERE / 'results' / 'real_photos.json'
+FIGURES = ('hands', 'epe_median_224', 'epe_mean_224', 'auc', 'pck_at_0.2')
+
+
+def sample_records(samples: pathlib.Path) -> list[dict[str, Any]]:
+    """The samples' annotations (mmpose's JSON) as records of the folder source.
+
+    FreiHAND shows right hands only; CMU's file names end in _l or _r. The other data sets in the
+    folder do not say which hand it is.
+    """
+    records = []
+    for name in ('freihand', 'panoptic'):
+        content = json.loads((samples / name / f'test_{name}.json').read_text())
+        files = {image['id']: image['file_name'] for image in content['images']}
+        for annotation in content['annotations']:
+            file = files[annotation['image_id']]
+            points = np.asarray(annotation['keypoints'], float).reshape(21, 3)
+            left = name == 'panoptic' and pathlib.Path(file).stem.endswith('_l')
+            records.append(
+                {
+                    'file': f'{name}/{file}',
+                    'id': f'{name}/{annotation["id"]}',
+                    'keypoints': points[:, :2].tolist(),
+                    'visible': (points[:, 2] > 0).tolist(),
+                    'handedness': 'left' if left else 'right',
+                }
+            )
+    return records
+
+
+def measure(workdir: str, folders: dict[str, tuple[pathlib.Path, str]]) -> dict[str, Any]:
+    """Figures of a workdir's newest checkpoint on each folder (path, split)."""
+    config = checkpoints.load_config(workdir).unlock()
+    model = models.build(**config.model.to_dict())
+    step, variables = runtimes.load_variables(workdir, config, model)
+    trained_on = config.data.to_dict()
+    rows: dict[str, Any] = {
+        'steps': step,
+        'model': config.model.name,
+        'size': config.size,
+        'trained_on': {k: v for k, v in trained_on.items() if k != 'root'},
+        'init_from': pathlib.PurePath(config.init_from).name,
+    }
+    for name, (folder, split) in folders.items():
+        config.data = {'name': 'folder', 'root': str(folder), 'crop_scale': 2.2}
+        config.eval_split = split
+        summary = evaluate.Evaluation(config, model).run(variables).summary
+        rows[name] = {figure: summary[figure] for figure in FIGURES}
+    return rows
+
+
+def main() -> None:
+    """Measures, merges into the results file, prints a Markdown table of all rows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('runs', nargs='+', metavar='LABEL=WORKDIR')
+    flags = parser.parse_args()
+    if 'HANDPOSE_ASSETS' not in os.environ:
+        sys.exit('error: HANDPOSE_ASSETS is not set to the folder of photographs')
+    allocator.keep_freed_memory()
+    assets = pathlib.Path(os.environ['HANDPOSE_ASSETS'])
+    results = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {'runs': {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        samples = pathlib.Path(temporary)
+        for name in ('freihand', 'panoptic'):
+            (samples / name).symlink_to(assets.resolve() / 'hands' / 'samples' / name)
+        records = sample_records(assets / 'hands' / 'samples')
+        (samples / 'annotations.json').write_text(json.dumps(records))
+        folders = {'real_hands_val': (assets / 'real_hands', 'val'), 'samples': (samples, '')}
+        for text in flags.runs:
+            label, separator, workdir = text.partition('=')
+            if not separator:
+                sys.exit(f'error: expected LABEL=WORKDIR, got {text!r}')
+            results['runs'][label] = measure(workdir, folders)
+    results |= {
+        'benchmark': 'real_photos',
+        'command': 'HANDPOSE_ASSETS=DIR python benchmarks/real_photos.py LABEL=W ...',
+        'date': datetime.date.today().isoformat(),
+        'machine': machine.describe(),
+    }
+    OUTPUT.write_text(json.dumps(results, indent=1) + '\n')
+    print(
+        '| run | steps | real_hands val: median / mean EPE | PCK@0.2 | samples: median / mean EPE |'
+    )
+    print('|---|---|---|---|---|')
+    for label, run in results['runs'].items():
+        val, few = run['real_hands_val'], run['samples']
+        print(
+            f'| {label} | {run["steps"]} | {val["epe_median_224"]:.1f} / '
+            f'{val["epe_mean_224"]:.1f} | {val["pck_at_0.2"]:.3f} | '
+            f'{few["epe_median_224"]:.1f} / {few["epe_mean_224"]:.1f} |'
+        )
+
+
+if __name__ == '__main__':
+    main()
