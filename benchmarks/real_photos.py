@@ -57,12 +57,20 @@ def measure(workdir: str, folders: dict[str, tuple[pathlib.Path, str]]) -> dict[
     config = checkpoints.load_config(workdir).unlock()
     model = models.build(**config.model.to_dict())
     step, variables = runtimes.load_variables(workdir, config, model)
-    trained_on = config.data.to_dict()
+    # Where files lay says nothing about the result, and may name a person's folders.
+    trained_on = {
+        key: [pathlib.PurePath(v).name for v in value]
+        if key == 'rigs'
+        else pathlib.PurePath(value).name
+        if key in ('root', 'textures', 'photos', 'poses') and value
+        else value
+        for key, value in config.data.to_dict().items()
+    }
     rows: dict[str, Any] = {
         'steps': step,
         'model': config.model.name,
         'size': config.size,
-        'trained_on': {k: v for k, v in trained_on.items() if k != 'root'},
+        'trained_on': trained_on,
         'init_from': pathlib.PurePath(config.init_from).name,
     }
     for name, (folder, split) in folders.items():

@@ -126,6 +126,25 @@ def test_what_is_written_is_read_back_to_the_same_values(tmp_path):
         np.testing.assert_allclose(seen[:, :2] / seen[:, 2:], back.keypoints, atol=1e-3)
 
 
+def test_rendered_scenes_come_back_to_the_same_values(tmp_path):
+    options = scene.SceneOptions(size=96, samples=1)
+    samples = [scene.generate(options, 11, number) for number in range(4)]
+    assert len({sample.is_left for sample in samples}) == 2
+    rhd.write_rhd(tmp_path, 'evaluation', iter(samples))
+    read = rhd.RhdAnnotations(tmp_path, 'evaluation')
+    assert len(read) == len(samples)
+    for sample, back in zip(samples, read, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(back.image_path)), sample.image)
+        np.testing.assert_array_equal(back.keypoints, sample.keypoints)
+        np.testing.assert_array_equal(back.visible, sample.visible)
+        np.testing.assert_array_equal(back.keypoints_3d, sample.keypoints_3d)
+        np.testing.assert_array_equal(back.camera, sample.camera)
+        assert back.is_left == sample.is_left
+        # What is projected from what was read is what was read.
+        projected = scene.project(np.asarray(back.camera, float), back.keypoints_3d.astype(float))
+        np.testing.assert_allclose(projected, back.keypoints, atol=1e-3)
+
+
 @pytest.mark.parametrize('side', ['left', 'right'])
 def test_written_rows_and_masks_are_where_the_description_has_them(tmp_path, side):
     points = np.array([place(name, side) for name in hand.KEYPOINT_NAMES], np.float32)
