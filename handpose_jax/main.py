@@ -22,9 +22,10 @@ def main(argv: list[str]) -> None:
     # Orbax logs a dozen lines for each checkpoint at the default level.
     logging.set_verbosity(logging.WARNING)
     # Imported here: a wrong flag is told at once, not after seconds of imports.
-    from handpose_jax import allocator, checkpoints, evaluate, train
+    from handpose_jax import allocator, checkpoints, compilation, evaluate, train
 
     allocator.keep_freed_memory()
+    compilation.keep_compiled_programs()
 
     try:
         config = CONFIG.value

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = 'handpose_jax'
 
 TIERS = (
-    {'allocator', 'hand', 'types'},
+    {'allocator', 'compilation', 'hand', 'types'},
     {'geometry', 'heatmaps', 'losses', 'metrics', 'protocols', 'models', 'synthetic'},
     {
         'data',
