@@ -22,7 +22,14 @@ def main(argv: list[str]) -> None:
     # Orbax logs a dozen lines for each checkpoint at the default level.
     logging.set_verbosity(logging.WARNING)
     # Imported here: a wrong flag is told at once, not after seconds of imports.
-    from handpose_jax import allocator, checkpoints, compilation, evaluate, train
+    from handpose_jax import (
+        allocator,
+        checkpoints,
+        compilation,
+        evaluate,
+        interruption,
+        train,
+    )
 
     allocator.keep_freed_memory()
     compilation.keep_compiled_programs()
@@ -45,6 +52,9 @@ def main(argv: list[str]) -> None:
             print(evaluate.describe(summary))
     except ValueError as error:
         sys.exit(f'error: {error}')
+    except interruption.Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(interruption.EXIT_CODE)
 
 
 if __name__ == '__main__':

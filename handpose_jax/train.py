@@ -11,7 +11,16 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from handpose_jax import checkpoints, evaluate, heatmaps, losses, models, optimizers, writers
+from handpose_jax import (
+    checkpoints,
+    evaluate,
+    heatmaps,
+    interruption,
+    losses,
+    models,
+    optimizers,
+    writers,
+)
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.state import TrainState, init_state
@@ -113,6 +122,7 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
 
     Raises:
         ValueError: for bad data or settings, or a workdir with another config.
+        interruption.Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
     """
     checkpoints.save_config(workdir, config)
     model = models.build(**config.model.to_dict())
@@ -142,6 +152,7 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
         with (
             writers.MetricWriter(workdir, resume_step=first) as writer,
             writers.ProgressBar(config.num_steps, initial=first) as bar,
+            interruption.StopRequest() as stop,
         ):
             for step in range(first + 1, last + 1):
                 state, metrics = step_function(state, to_devices(next(iterator), mesh))
@@ -154,8 +165,13 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
                     writer.write(step, evaluate.scalars(summary), split='eval')
                     bar.write(f'step {step}: {evaluate.describe(summary)}')
                 # After the evaluation, so that resuming never repeats or loses one of its rows.
-                if step % config.checkpoint_every == 0 or step == last:
+                if step % config.checkpoint_every == 0 or step == last or stop.requested:
                     saved.save(state, iterator)
+                if stop.requested and step < last:
+                    raise interruption.Interrupted(
+                        f'stopped at step {step} of {config.num_steps} and saved it; the same '
+                        'command goes on from there'
+                    )
             if last == config.num_steps:
                 result = evaluation.run(state.variables())
                 writer.write(last, evaluate.scalars(result.summary), split='eval')

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from test_configs import load
 
-from handpose_jax import checkpoints, predict, train
+from handpose_jax import checkpoints, interruption, predict, train
 from handpose_jax.data.sources import SketchSource
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +73,57 @@ def test_training_resumed_twice_is_bit_identical(tmp_path, trained_state):
         np.testing.assert_array_equal(a, b)
     assert (parts / 'metrics.jsonl').read_text() == (trained / 'metrics.jsonl').read_text()
     assert (parts / 'metrics.json').read_text() == (trained / 'metrics.json').read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not_been(tmp_path):
+    changes = {'num_steps': 5000, 'eval_every': 5000, 'checkpoint_every': 5000}
+    command = [sys.executable, '-m', 'handpose_jax.main', '--config', f'{SMOKE}:smoke']
+    command += [f'--config.{key}={value}' for key, value in changes.items()]
+    stopped, whole = tmp_path / 'stopped', tmp_path / 'whole'
+    process = subprocess.Popen(
+        [*command, '--workdir', str(stopped)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    log = stopped / 'metrics.jsonl'
+    while process.poll() is None and not (log.exists() and log.read_text().count('\n') >= 3):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == interruption.EXIT_CODE, errors
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    last = max(row['step'] for row in rows)
+    assert 3 <= last < 5000
+    assert f'stopped at step {last} of 5000' in errors
+    config = smoke_config(**changes)
+    resumed = train.train(config, str(stopped), stop_at=last + 2)
+    uninterrupted = train.train(config, str(whole), stop_at=last + 2)
+    assert int(resumed.step) == last + 2
+    for a, b in zip(leaves(resumed), leaves(uninterrupted), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert log.read_text() == (whole / 'metrics.jsonl').read_text()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_leaves_at_once(number):
+    program = (
+        'import os, sys, time\n'
+        'from handpose_jax.interruption import StopRequest\n'
+        'with StopRequest() as stop:\n'
+        f'    os.kill(os.getpid(), {int(number)})\n'
+        '    assert stop.requested\n'
+        f'    os.kill(os.getpid(), {int(number)})\n'
+        '    time.sleep(60)\n'
+    )
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, timeout=30)
+    assert done.returncode == 128 + number
+    assert b'once more to leave at once' in done.stderr
+
+
+def test_signals_are_as_before_after_a_run():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with interruption.StopRequest():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_another_config_in_the_same_workdir_is_refused(trained):
