@@ -1,7 +1,6 @@
 """The whole path: train, stop, resume, evaluate, predict, from the command line too."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from test_configs import load
 
-from handpose_jax import checkpoints, interruption, predict, train
+from handpose_jax import interruption, predict, train
 from handpose_jax.data.sources import SketchSource
 
 ROOT = Path(__file__).parent.parent
