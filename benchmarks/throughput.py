@@ -77,12 +77,16 @@ def render_some(first: int, count: int) -> None:
 _WARM_UP_PICTURES = 60
 """Of each worker: the first uses of skins and textures paint them."""
 
+_pools: list[concurrent.futures.ProcessPoolExecutor] = []
+
 
 def render_round(pictures: int) -> Callable[[], float]:
     """A function that renders pictures at 224 px with a worker on each core; images per second."""
     workers = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context('spawn')
     pools = [concurrent.futures.ProcessPoolExecutor(1, mp_context=context) for _ in range(workers)]
+
+    _pools.extend(pools)
 
     def measure_with(first: int, count: int) -> float:
         begin = time.perf_counter()
@@ -182,6 +186,8 @@ def main() -> None:
         'machine': machine.describe(),
     }
     flags.output.write_text(json.dumps(results, indent=2) + '\n')
+    for pool in _pools:
+        pool.shutdown()
 
 
 if __name__ == '__main__':
