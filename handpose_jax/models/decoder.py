@@ -33,6 +33,14 @@ class DecoderWidths(NamedTuple):
     refine: int = 128  # 10
 
 
+def check_sides(images: Array) -> None:
+    """Raises ValueError unless the height and width of [b h w c] are divisible by 16."""
+    if images.shape[1] % 16 or images.shape[2] % 16:
+        raise ValueError(
+            f"the input's height and width must be divisible by 16, got {images.shape[1:3]}"
+        )
+
+
 def empty_maps(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """Initial bias of the maps: nothing anywhere, and all of it background."""
     del key
@@ -136,10 +144,7 @@ class HeatmapNetwork(nn.Module):
         Raises:
             ValueError: if a side is not divisible by 16.
         """
-        if images.shape[1] % 16 or images.shape[2] % 16:
-            raise ValueError(
-                f"the input's height and width must be divisible by 16, got {images.shape[1:3]}"
-            )
+        check_sides(images)
         x = (images.astype(jnp.float32) - jnp.asarray(self.mean)) / jnp.asarray(self.scale)
         features = self.encoder(x.astype(self.dtype), train)
         return Decoder(

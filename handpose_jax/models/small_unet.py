@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from handpose_jax.models.decoder import NUM_HEATMAPS, empty_maps
+from handpose_jax.models.decoder import NUM_HEATMAPS, check_sides, empty_maps
 from handpose_jax.models.layers import ConvBN, conv
 
 FEATURES = (24, 48, 96, 128)
@@ -50,10 +50,7 @@ class SmallUNet(nn.Module):
         Raises:
             ValueError: if a side is not divisible by 16.
         """
-        if images.shape[1] % 16 or images.shape[2] % 16:
-            raise ValueError(
-                f"the input's height and width must be divisible by 16, got {images.shape[1:3]}"
-            )
+        check_sides(images)
 
         def block(x: Array, features: int, name: str, stride: int = 1) -> Array:
             return ConvBN(
