@@ -14,7 +14,8 @@ def keep_freed_memory() -> bool:
 
     Every step of XLA on the CPU allocates and frees its activations. glibc gives blocks of more
     than 32 MiB back to the system at once, and the next step waits while the system clears them
-    again, page by page. How much this saves has not been measured apart. The process keeps its largest size for good in exchange.
+    again, page by page. How much this saves has not been measured apart. The process keeps its
+    largest size for good in exchange.
 
     Call it before the first large allocation; calling it again changes nothing.
 
