@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from handpose_jax import allocator, models, optimizers, train
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
+from handpose_jax.single_thread import keep_to_one_thread
 from handpose_jax.state import init_state
 from handpose_jax.synthetic import render, scene
 
@@ -84,7 +85,12 @@ def render_round(pictures: int) -> Callable[[], float]:
     """A function that renders pictures at 224 px with a worker on each core; images per second."""
     workers = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context('spawn')
-    pools = [concurrent.futures.ProcessPoolExecutor(1, mp_context=context) for _ in range(workers)]
+    pools = [
+        concurrent.futures.ProcessPoolExecutor(
+            1, mp_context=context, initializer=keep_to_one_thread
+        )
+        for _ in range(workers)
+    ]
 
     _pools.extend(pools)
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = 'handpose_jax'
 
 TIERS = (
-    {'allocator', 'compilation', 'hand', 'interruption', 'types'},
+    {'allocator', 'compilation', 'hand', 'interruption', 'single_thread', 'types'},
     {'geometry', 'heatmaps', 'losses', 'metrics', 'protocols', 'models', 'synthetic'},
     {
         'data',

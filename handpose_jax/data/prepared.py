@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from handpose_jax import geometry, hand
 from handpose_jax.data import images
+from handpose_jax.single_thread import keep_to_one_thread
 from handpose_jax.types import Sample
 
 SETTINGS_FILE = 'prepare.json'
@@ -172,7 +173,9 @@ def _make_shards(
     with (
         bar,
         context.Manager() as manager,
-        concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
+        concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=keep_to_one_thread
+        ) as pool,
     ):
         ticks = manager.Queue()
         futures = {pool.submit(_write_shard, task, ticks) for task in missing}

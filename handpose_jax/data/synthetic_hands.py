@@ -12,6 +12,7 @@ import numpy as np
 
 from handpose_jax import geometry
 from handpose_jax.data import prepared
+from handpose_jax.synthetic import render
 from handpose_jax.synthetic.scene import SceneOptions, generate
 
 NAME = 'synthetic_hands'
@@ -35,6 +36,7 @@ class MakeExample:
 
     def __call__(self, index: int) -> prepared.Example:
         """Renders one hand."""
+        render.set_threads(1)
         rendered = generate(self.options, self.seed, self.first + index)
         encoded = cv2.imencode(
             '.jpg',
