@@ -19,7 +19,7 @@ from typing import Any
 import machine
 import numpy as np
 
-from handpose_jax import allocator, checkpoints, evaluate, models, runtimes
+from handpose_jax import allocator, checkpoints, distributed, evaluate, models, runtimes
 
 HERE = pathlib.Path(__file__).parent
 OUTPUT = HERE / 'results' / 'real_photos.json'
@@ -76,7 +76,7 @@ def measure(workdir: str, folders: dict[str, tuple[pathlib.Path, str]]) -> dict[
     for name, (folder, split) in folders.items():
         config.data = {'name': 'folder', 'root': str(folder), 'crop_scale': 2.2}
         config.eval_split = split
-        summary = evaluate.Evaluation(config, model).run(variables).summary
+        summary = evaluate.Evaluation(config, model, distributed.data_mesh()).run(variables).summary
         rows[name] = {figure: summary[figure] for figure in FIGURES}
     return rows
 

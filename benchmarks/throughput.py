@@ -25,7 +25,7 @@ import jax
 import machine
 from ml_collections import ConfigDict
 
-from handpose_jax import allocator, models, optimizers, train
+from handpose_jax import allocator, distributed, models, optimizers, train
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.single_thread import keep_to_one_thread
@@ -126,17 +126,17 @@ def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
         source, size=size, batch_size=batch_size, seed=0, augmentation=GEOMETRY, num_threads=0
     )
     batches = list(itertools.islice(iter(dataset), 2))
-    mesh = train.data_mesh()
+    mesh = distributed.data_mesh()
     # Twice: the state that comes back lies elsewhere than the first one, and compiles once more.
     for _ in range(2):
-        state, metrics = step(state, train.to_devices(batches[0], mesh))
+        state, metrics = step(state, distributed.to_devices(batches[0], mesh))
 
     def measure() -> float:
         nonlocal state, metrics
         metrics['loss'].block_until_ready()
         begin = time.perf_counter()
         for number in range(steps):
-            state, metrics = step(state, train.to_devices(batches[number % 2], mesh))
+            state, metrics = step(state, distributed.to_devices(batches[number % 2], mesh))
         metrics['loss'].block_until_ready()
         return batch_size * steps / (time.perf_counter() - begin)
 

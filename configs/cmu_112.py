@@ -38,6 +38,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.optimizer.eps = 1e-7
     config.optimizer.schedule_name = 'constant'
     config.optimizer.warmup_steps = 0
+    config.optimizer.clip_norm = 0.0  # largest norm of all gradients together; 0: any
 
     config.data = ConfigDict()
     config.data.name = 'cmu'
@@ -59,6 +60,14 @@ def get_config(variant: str = '') -> ConfigDict:
     config.decode.subpixel = False  # the paper takes the pixel
     config.decode.fallback = True
     config.decode.threshold = 0.1
+
+    config.max_skipped = 10  # steps in a row without finite numbers that end the training
+    config.empty_after = 500  # steps with empty heatmaps before the alarm; 0: none
+
+    config.early_stopping = ConfigDict()
+    config.early_stopping.patience = 0  # evaluations in a row without a better one; 0: never
+    config.early_stopping.metric = 'epe_mean_224'
+    config.early_stopping.smallest = 0.0  # improvement that counts, pixels
 
     config.protocol = 'cmu'
     config.eval_batch_size = 32

@@ -39,6 +39,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.optimizer.schedule_name = 'cosine'
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 1e-4
+    config.optimizer.clip_norm = 0.0  # largest norm of all gradients together; 0: any
 
     config.data = ConfigDict()
     config.data.name = 'folder'
@@ -70,6 +71,14 @@ def get_config(variant: str = '') -> ConfigDict:
     config.decode.subpixel = True
     config.decode.fallback = True
     config.decode.threshold = 0.1
+
+    config.max_skipped = 10  # steps in a row without finite numbers that end the training
+    config.empty_after = 500  # steps with empty heatmaps before the alarm; 0: none
+
+    config.early_stopping = ConfigDict()
+    config.early_stopping.patience = 0  # evaluations in a row without a better one; 0: never
+    config.early_stopping.metric = 'epe_mean_224'
+    config.early_stopping.smallest = 0.0  # improvement that counts, pixels
 
     config.protocol = 'box'
     config.eval_batch_size = 32

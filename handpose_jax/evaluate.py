@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from handpose_jax import geometry, models, protocols, runtimes, visualize
+from handpose_jax import distributed, geometry, models, protocols, runtimes, visualize
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import crop_example
 from handpose_jax.metrics import KeypointErrors
@@ -34,16 +34,18 @@ class Result(NamedTuple):
 class Evaluation:
     """One split under one protocol, ready to be run on any variables."""
 
-    def __init__(self, config: ConfigDict, model: models.Network) -> None:
-        """Opens the split.
+    def __init__(self, config: ConfigDict, model: models.Network, mesh: Mesh) -> None:
+        """Opens the split; several processes share it.
 
         Args:
             config: as configs/*.py make it.
             model: from handpose_jax.models.build(**config.model.to_dict()).
+            mesh: from handpose_jax.distributed.data_mesh.
 
         Raises:
-            ValueError: for bad data, or an unknown protocol.
+            ValueError: for bad data, an unknown protocol, or a batch that the devices cannot share.
         """
+        self._mesh = mesh
         self._protocol = protocols.get_protocol(config.protocol)
         self._split = config.eval_split
         self._size = config.size
@@ -51,20 +53,26 @@ class Evaluation:
         self._batches = pipeline.eval_batches(
             self._source,
             size=config.size,
-            batch_size=config.eval_batch_size,
+            batch_size=distributed.process_batch_size(
+                config.eval_batch_size, mesh, field='eval_batch_size'
+            ),
             num_threads=config.pipeline.num_threads,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
         )
         self._predict = runtimes.make_predict_step(model, config.decode.to_dict())
 
     def run(self, variables: Any) -> Result:
-        """Predicts every record once.
+        """Predicts every record once. All processes must call it, and get the same result.
 
         Args:
-            variables: {'params', 'batch_stats'} of the model.
+            variables: {'params', 'batch_stats'} of the model, whole on each device.
         """
         parts, keypoints, order = [KeypointErrors.empty()], [], []
-        for batch in self._batches:
-            prediction = jax.device_get(self._predict(variables, jnp.asarray(batch['image'])))
+        for part in self._batches:
+            spread = distributed.to_devices(part, self._mesh)
+            predicted = self._predict(variables, spread.pop('image'))
+            prediction, batch = distributed.fetch((predicted, spread), self._mesh)
             parts.append(
                 KeypointErrors.from_batch(
                     prediction.keypoints, prediction.confidence, batch, self._size
@@ -156,10 +164,12 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         The summary, see metrics.KeypointErrors.summary.
     """
     model = models.build(**config.model.to_dict())
-    evaluation = Evaluation(config, model)
+    mesh = distributed.data_mesh()
+    evaluation = Evaluation(config, model, mesh)
     step, variables = runtimes.load_variables(workdir, config, model)
-    result = evaluation.run(variables)
-    evaluation.write(workdir, step, result)
+    result = evaluation.run(distributed.replicate(variables, mesh))
+    if distributed.is_main_process():
+        evaluation.write(workdir, step, result)
     return result.summary
 
 

@@ -4,6 +4,7 @@ Flags in, one function call out; no logic of its own.
 """
 
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -13,6 +14,15 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.')
 MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'This is one of several processes of a run, see docs/scaling.md.'
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', None, 'With --distributed where JAX cannot tell: how many there are.', 1
+)
+PROCESS_ID = flags.DEFINE_integer(
+    'process_id', None, 'With --distributed where JAX cannot tell: which one this is, from 0.', 0
+)
 
 
 def main(argv: list[str]) -> None:
@@ -26,6 +36,7 @@ def main(argv: list[str]) -> None:
         allocator,
         checkpoints,
         compilation,
+        distributed,
         evaluate,
         interruption,
         train,
@@ -35,6 +46,10 @@ def main(argv: list[str]) -> None:
     compilation.keep_compiled_programs()
 
     try:
+        if DISTRIBUTED.value:
+            distributed.initialise(num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value)
+        elif NUM_PROCESSES.value is not None or PROCESS_ID.value is not None:
+            raise ValueError('--num_processes and --process_id mean nothing without --distributed')
         config = CONFIG.value
         if MODE.value == 'train':
             if config is None:
@@ -49,12 +64,18 @@ def main(argv: list[str]) -> None:
             workdir = WORKDIR.value or config.workdir
             config = checkpoints.load_config(workdir) if config is None else config
             summary = evaluate.evaluate(config, workdir)
-            print(evaluate.describe(summary))
+            if distributed.is_main_process():
+                print(evaluate.describe(summary))
     except ValueError as error:
+        distributed.leave_if_several(f'error: {error}')
         sys.exit(f'error: {error}')
     except interruption.Interrupted as stopped:
-        print(stopped, file=sys.stderr)
+        if distributed.is_main_process():
+            print(stopped, file=sys.stderr)
         sys.exit(interruption.EXIT_CODE)
+    except Exception:
+        distributed.leave_if_several(traceback.format_exc())
+        raise
 
 
 if __name__ == '__main__':

@@ -19,6 +19,8 @@ class TrainState(NamedTuple):
         batch_stats: running statistics of batch normalisation.
         opt_state: the optimizer's own.
         ema: moving average of params, what evaluation uses; None without averaging.
+        skipped: int32[], steps so far that changed nothing, because something was not finite.
+        skipped_in_a_row: int32[], how many of them are the latest steps.
     """
 
     step: jax.Array
@@ -26,6 +28,8 @@ class TrainState(NamedTuple):
     batch_stats: Any
     opt_state: optax.OptState
     ema: Any
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
 
     def variables(self) -> dict[str, Any]:
         """What inference needs: averaged parameters where there are any, and statistics."""
@@ -69,4 +73,6 @@ def init_state(
         opt_state=tx.init(params),
         # A copy of its own: the step donates its input, and one buffer cannot be given twice.
         ema=jax.tree.map(jnp.copy, params) if use_ema else None,
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
     )

@@ -6,23 +6,26 @@ from typing import Any
 import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from handpose_jax import (
     checkpoints,
+    distributed,
     evaluate,
+    health,
     heatmaps,
     interruption,
     losses,
     models,
     optimizers,
+    provenance,
     writers,
 )
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
+from handpose_jax.early_stopping import EarlyStopping
+from handpose_jax.hand import NUM_KEYPOINTS
 from handpose_jax.state import TrainState, init_state
 
 Loss = Callable[[Any, Any, Any], jax.Array]
@@ -34,7 +37,7 @@ LOSSES: dict[str, Loss] = {
 
 def make_train_step(
     model: models.Network,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     loss: Loss,
     *,
     sigma: float,
@@ -50,7 +53,10 @@ def make_train_step(
         ema: weight of the old average of the parameters at each step; 0 for no averaging.
 
     Returns:
-        (state, batch of types.Batch) -> (state, metrics), metrics {'loss', 'gradient_norm'} f32[].
+        (state, batch of types.Batch) -> (state, metrics). metrics: 'loss' and 'gradient_norm'
+        f32[]; 'peak' f32[], the mean over visible keypoints of their heatmap's highest value;
+        'skipped' and 'skipped_in_a_row' i32[] of the new state. Where loss or gradient is not
+        finite, the state stays as it was but for its counts.
     """
 
     def train_step(
@@ -66,47 +72,58 @@ def make_train_step(
             sigma=sigma * width / 224,
         )
 
-        def batch_loss(params: Any) -> tuple[jax.Array, Any]:
+        def batch_loss(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
             maps, updated = model.apply(
                 {'params': params, 'batch_stats': state.batch_stats},
                 batch['image'],
                 train=True,
                 mutable=['batch_stats'],
             )
-            return loss(maps, targets, weights), updated['batch_stats']
+            peak = _mean_peak(maps, batch['visible'])
+            return loss(maps, targets, weights), (updated['batch_stats'], peak)
 
-        (value, batch_stats), gradients = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
-        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        (value, (batch_stats, peak)), gradients = jax.value_and_grad(batch_loss, has_aux=True)(
+            state.params
+        )
+        norm = optax.tree.norm(gradients)
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
         new = TrainState(
-            step=state.step + 1,
+            step=state.step,
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
             ema=_average(state.ema, params, ema, state.step) if ema else None,
+            skipped=state.skipped,
+            skipped_in_a_row=state.skipped_in_a_row,
         )
-        return new, {'loss': value, 'gradient_norm': optax.tree.norm(gradients)}
+        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        new = new._replace(
+            step=state.step + 1,
+            skipped=state.skipped + jnp.where(finite, 0, 1),
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        return new, {
+            'loss': value,
+            'gradient_norm': norm,
+            'peak': peak,
+            'skipped': new.skipped,
+            'skipped_in_a_row': new.skipped_in_a_row,
+        }
 
     return train_step
+
+
+def _mean_peak(maps: jax.Array, visible: jax.Array) -> jax.Array:
+    peaks = maps[..., :NUM_KEYPOINTS].max(axis=(1, 2)).astype(jnp.float32)
+    return jnp.where(visible, peaks, 0).sum() / jnp.maximum(visible.sum(), 1)
 
 
 def _average(old: Any, new: Any, decay: float, step: jax.Array) -> Any:
     # Early on a shorter memory: the average must not remember the random parameters for long.
     keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, old, new)
-
-
-def data_mesh() -> Mesh:
-    """All devices of all processes in one axis, 'data'."""
-    return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-
-
-def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Spreads this process's part of a batch over the devices, along the first axis."""
-    sharding = NamedSharding(mesh, PartitionSpec('data'))
-    return {
-        key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
-    }
 
 
 def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> TrainState:
@@ -124,12 +141,15 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
         ValueError: for bad data or settings, or a workdir with another config.
         interruption.Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
     """
+    mesh = distributed.data_mesh()
+    batch_size = distributed.process_batch_size(config.batch_size, mesh, field='batch_size')
     checkpoints.save_config(workdir, config)
+    source = sources.load_source(split=config.train_split, **config.data.to_dict())
     model = models.build(**config.model.to_dict())
     tx, rate = optimizers.build(num_steps=config.num_steps, **config.optimizer.to_dict())
-    iterator = iter(_train_dataset(config))
-    evaluation = evaluate.Evaluation(config, model)
-    mesh = data_mesh()
+    stopping = EarlyStopping(**config.early_stopping.to_dict())
+    iterator = iter(_train_dataset(config, source, batch_size))
+    evaluation = evaluate.Evaluation(config, model, mesh)
     state = init_state(
         model,
         tx,
@@ -139,54 +159,81 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
         init_from=config.init_from,
         model_name=config.model.name,
     )
-    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    state = distributed.replicate(state, mesh)
     step_function = jax.jit(
         make_train_step(model, tx, LOSSES[config.loss], sigma=config.sigma, ema=config.ema),
         donate_argnums=0,
+        out_shardings=distributed.replicated(mesh),
     )
-    with checkpoints.Checkpoints(workdir) as saved:
+    main = distributed.is_main_process()
+    with checkpoints.Checkpoints(workdir, config) as saved:
         if saved.latest_step() is not None:
-            state = saved.restore(state, iterator)
+            state = saved.restore(state, iterator, stopping)
         first = int(state.step)
-        last = min(config.num_steps, stop_at or config.num_steps)
+        if main:
+            provenance.record(workdir, config, source, first_step=first)
+        last = first if stopping.finished else min(config.num_steps, stop_at or config.num_steps)
         with (
-            writers.MetricWriter(workdir, resume_step=first) as writer,
-            writers.ProgressBar(config.num_steps, initial=first) as bar,
+            writers.MetricWriter(workdir, resume_step=first, enabled=main) as writer,
+            writers.ProgressBar(config.num_steps, initial=first, enabled=main) as bar,
             interruption.StopRequest() as stop,
         ):
+            watch = health.Watch(
+                workdir,
+                source,
+                max_skipped=config.max_skipped,
+                empty_after=config.empty_after,
+                say=bar.write,
+            )
+            told_to_stop = distributed.AnyProcess(mesh)
             for step in range(first + 1, last + 1):
-                state, metrics = step_function(state, to_devices(next(iterator), mesh))
+                batch = next(iterator)
+                state, metrics = step_function(state, distributed.to_devices(batch, mesh))
+                watch.step(step, metrics, batch)
                 bar.update(images=config.batch_size, loss=metrics['loss'])
                 if step % config.log_every == 0 or step == last:
-                    row = {name: float(value) for name, value in metrics.items()}
-                    writer.write(step, {**row, 'learning_rate': float(rate(step - 1))})
-                if step % config.eval_every == 0 and step < last:
+                    learning_rate = optimizers.current_rate(rate, state.opt_state, step - 1)
+                    writer.write(step, {**metrics, 'learning_rate': learning_rate})
+                if step % config.eval_every == 0 and step < config.num_steps:
                     summary = evaluation.run(state.variables()).summary
                     writer.write(step, evaluate.scalars(summary), split='eval')
                     bar.write(f'step {step}: {evaluate.describe(summary)}')
+                    stopping.update(summary)
                 # After the evaluation, so that resuming never repeats or loses one of its rows.
-                if step % config.checkpoint_every == 0 or step == last or stop.requested:
-                    saved.save(state, iterator)
-                if stop.requested and step < last:
+                stops = told_to_stop(stop.requested)
+                leaves = step == last or stops or stopping.finished
+                if step % config.checkpoint_every == 0 or leaves:
+                    watch.finish()
+                    saved.save(state, iterator, stopping)
+                if stops and step < last:
                     raise interruption.Interrupted(
                         f'stopped at step {step} of {config.num_steps} and saved it; the same '
                         'command goes on from there'
                     )
-            if last == config.num_steps:
+                if stopping.finished:
+                    break
+            step = int(state.step)
+            if step == config.num_steps or stopping.finished:
                 result = evaluation.run(state.variables())
-                writer.write(last, evaluate.scalars(result.summary), split='eval')
-                evaluation.write(workdir, last, result)
-                bar.write(f'step {last}: {evaluate.describe(result.summary)}')
+                if not stopping.finished:
+                    writer.write(step, evaluate.scalars(result.summary), split='eval')
+                if main:
+                    evaluation.write(workdir, step, result)
+                bar.write(f'step {step}: {evaluate.describe(result.summary)}')
     return state
 
 
-def _train_dataset(config: ConfigDict) -> grain.IterDataset:
+def _train_dataset(
+    config: ConfigDict, source: sources.Source, batch_size: int
+) -> grain.IterDataset:
     return pipeline.train_dataset(
-        sources.load_source(split=config.train_split, **config.data.to_dict()),
+        source,
         size=config.size,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         seed=config.seed,
         augmentation=Augmentation(**config.augmentation.to_dict()),
         balance=config.pipeline.balance,
         num_threads=config.pipeline.num_threads,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
     )

@@ -38,16 +38,26 @@ class MetricWriter:
         workdir: the run's folder; made if absent.
         resume_step: the step the run continues from: what was written for later steps is dropped,
             because it will be written again. None starts anew and drops everything.
+        enabled: False writes nothing, for processes that leave it to another.
 
     Raises:
         ValueError: if a line of an existing metrics.jsonl is damaged (the last one, torn by a kill,
             is no error).
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], resume_step: int | None = None) -> None:
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        resume_step: int | None = None,
+        *,
+        enabled: bool = True,
+    ) -> None:
         folder = Path(workdir)
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS_FILE
+        self._enabled = enabled
+        if not enabled:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         last_step = -1 if resume_step is None else resume_step
         if self.path.exists():
             rows = [] if resume_step is None else _read_rows(self.path)
@@ -79,6 +89,8 @@ class MetricWriter:
             if name in row:
                 raise ValueError(f'metrics[{name!r}]: the name is taken; rename the metric')
             row[name] = _number(name, value)
+        if not self._enabled:
+            return
         line = {
             name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
@@ -91,6 +103,8 @@ class MetricWriter:
 
     def close(self) -> None:
         """Closes both files; closing twice is allowed."""
+        if not self._enabled:
+            return
         self._file.close()
         self._events.close()
 
@@ -139,6 +153,7 @@ class ProgressBar:
         stream: open text file to write to; stderr unless given.
         plain_interval: seconds between plain lines.
         clock: seconds, monotonic.
+        enabled: False shows nothing, for processes that leave it to another.
     """
 
     def __init__(
@@ -149,7 +164,9 @@ class ProgressBar:
         stream: Any = None,
         plain_interval: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
+        enabled: bool = True,
     ) -> None:
+        self._enabled = enabled
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._total, self._step, self._initial = total, initial, initial
@@ -158,7 +175,7 @@ class ProgressBar:
         self._start = self._shown_at = clock()
         self._bar: tqdm | None = None
         self._closed = False
-        if self._stream.isatty():
+        if enabled and self._stream.isatty():
             self._bar = tqdm(
                 total=total, initial=initial, unit='step', file=self._stream, dynamic_ncols=True
             )
@@ -178,14 +195,14 @@ class ProgressBar:
             self._loss = loss
         if self._bar is not None:
             self._bar.update()
-        if self._clock() - self._shown_at >= self._interval:
+        if self._enabled and self._clock() - self._shown_at >= self._interval:
             self._show()
 
     def write(self, text: str) -> None:
         """Prints a line of its own without tearing the bar."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
-        else:
+        elif self._enabled:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
@@ -193,7 +210,7 @@ class ProgressBar:
         if self._closed:
             return
         self._closed = True
-        if self._images:
+        if self._enabled and self._images:
             self._show()
         if self._bar is not None:
             self._bar.close()

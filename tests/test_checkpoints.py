@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from types import SimpleNamespace
 
 import grain
 import jax
@@ -12,6 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from handpose_jax import checkpoints
+from handpose_jax.early_stopping import EarlyStopping
 from handpose_jax.state import TrainState
 
 
@@ -81,7 +83,7 @@ def test_workdir_that_cannot_be_made_is_named(tmp_path):
     with pytest.raises(ValueError, match='cannot write'):
         checkpoints.save_config(str(tmp_path / 'file' / 'w'), make_config())
     with pytest.raises(ValueError, match='cannot write'):
-        checkpoints.Checkpoints(str(tmp_path / 'file'))
+        checkpoints.Checkpoints(str(tmp_path / 'file'), make_config())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
@@ -90,7 +92,7 @@ def test_read_only_workdir_is_named(tmp_path):
     with pytest.raises(ValueError, match='cannot write'):
         checkpoints.save_config(str(tmp_path), make_config())
     with pytest.raises(ValueError, match='cannot write'):
-        checkpoints.Checkpoints(str(tmp_path))
+        checkpoints.Checkpoints(str(tmp_path), make_config())
 
 
 def test_config_file_is_plain_json(tmp_path):
@@ -103,9 +105,10 @@ def test_config_file_is_plain_json(tmp_path):
 
 def save_states(workdir, steps, use_ema=True):
     """Checkpoints of a tiny state that knows its step, with the config beside them."""
-    checkpoints.save_config(str(workdir), make_config(ema=0.9 if use_ema else 0.0))
+    config = make_config(ema=0.9 if use_ema else 0.0)
+    checkpoints.save_config(str(workdir), config)
     iterator = iter(grain.MapDataset.range(8).to_iter_dataset())
-    with checkpoints.Checkpoints(str(workdir)) as saver:
+    with checkpoints.Checkpoints(str(workdir), config) as saver:
         for step in steps:
             params = {'conv': {'kernel': jnp.full((2, 3), float(step))}}
             state = TrainState(
@@ -114,8 +117,10 @@ def save_states(workdir, steps, use_ema=True):
                 batch_stats={'mean': jnp.full(3, step + 0.5)},
                 opt_state=(),
                 ema=jax.tree.map(lambda leaf: leaf + 100, params) if use_ema else None,
+                skipped=jnp.int32(0),
+                skipped_in_a_row=jnp.int32(0),
             )
-            saver.save(state, iterator)
+            saver.save(state, iterator, EarlyStopping())
     return {'params': state.params, 'batch_stats': state.batch_stats}
 
 
@@ -157,3 +162,22 @@ def test_a_read_only_workdir_is_read(tmp_path):
         path.chmod(0o500 if path.is_dir() else 0o400)
     step, _ = checkpoints.load_variables(str(tmp_path), template)
     assert step == 3
+
+
+def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    save_states(tmp_path, [3])
+    before = every_file(tmp_path / 'checkpoints')
+    usage = SimpleNamespace(free=20)
+    monkeypatch.setattr(checkpoints.shutil, 'disk_usage', lambda folder: usage)
+    with pytest.raises(ValueError, match=r'0\.0 MB free, .* step 3 is complete'):
+        save_states(tmp_path, [4])
+    assert every_file(tmp_path / 'checkpoints') == before
+
+
+def test_what_a_killed_save_left_is_cleared_when_the_run_goes_on(tmp_path):
+    save_states(tmp_path, [3])
+    left = tmp_path / 'checkpoints' / '4.orbax-checkpoint-tmp'
+    (left / 'variables').mkdir(parents=True)
+    save_states(tmp_path, [5])
+    assert not left.exists()
+    assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['3', '5']

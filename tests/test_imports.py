@@ -17,13 +17,16 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = 'handpose_jax'
 
 TIERS = (
-    {'allocator', 'compilation', 'hand', 'interruption', 'single_thread', 'types'},
+    {'allocator', 'compilation', 'distributed', 'hand', 'interruption', 'single_thread', 'types'},
     {'geometry', 'heatmaps', 'losses', 'metrics', 'protocols', 'models', 'synthetic'},
     {
         'data',
         'optimizers',
         'state',
         'checkpoints',
+        'early_stopping',
+        'health',
+        'provenance',
         'writers',
         'runtimes',
         'visualize',

@@ -354,6 +354,10 @@ class PreparedSource:
     def __len__(self) -> int:
         return len(self._records)
 
+    def fingerprint(self) -> str:
+        """SHA-256 of the whole data set, as it was when finished."""
+        return fingerprint(self._root)
+
     def image_id(self, index: int, /) -> str:
         """Data set, split and number; the record's own id is in its sample."""
         return f'{self._name}/{self._split}/{index}'

@@ -1,11 +1,12 @@
 """Where samples come from: the Source protocol and the folder source.
 
 To train on your own hands, make a folder of images and one `annotations.json` as FolderSource
-describes; to read another format, write a class with the four members of Source and add it to
+describes; to read another format, write a class with the five members of Source and add it to
 SOURCES.
 """
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import math
@@ -45,6 +46,9 @@ class Source(Protocol):
 
     def image_id(self, index: int, /) -> str:
         """The name of a record in messages and reports, known without reading its image."""
+
+    def fingerprint(self) -> str:
+        """A digest that changes when the records do; a run that goes on compares it."""
 
 
 class FolderSource:
@@ -109,6 +113,14 @@ class FolderSource:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the annotations, and of the names and sizes of the images in use."""
+        digest = hashlib.sha256(self._path.read_bytes())
+        for file in sorted({record.file for record in self._records}):
+            size = (self._root / file).stat().st_size
+            digest.update(f'{file}\0{size}\n'.encode())
+        return digest.hexdigest()
 
     def image_id(self, index: int, /) -> str:
         """The record's `id`; without one its file, and '#number' if the file has several hands."""
@@ -182,6 +194,10 @@ class SketchSource:
 
     def __len__(self) -> int:
         return self._count
+
+    def fingerprint(self) -> str:
+        """Of what the drawings are made from, which decides every pixel."""
+        return f'sketch/{self._split}/{self._count}/{self._size}'
 
     def image_id(self, index: int, /) -> str:
         """Split and number."""

@@ -26,6 +26,7 @@ def mobilenet_v2(
     bn_momentum: float = 0.99,
     dtype: str = 'float32',
     implementation: str = 'auto',
+    folded: bool = False,
 ) -> HeatmapNetwork:
     """The paper's network: MobileNetV2 without block 14's stride, and the decoder.
 
@@ -35,11 +36,13 @@ def mobilenet_v2(
         bn_momentum: momentum of all running statistics.
         dtype: of the computation, 'float32' or 'bfloat16'; parameters and heatmaps are float32.
         implementation: of the convolutions, see handpose_jax.models.layers.
+        folded: without batch normalisation, for parameters from handpose_jax.models.folding.
     """
     common: dict[str, Any] = {
         'bn_momentum': bn_momentum,
         'dtype': jnp.dtype(dtype),
         'implementation': implementation,
+        'folded': folded,
     }
     return HeatmapNetwork(
         encoder=MobileNetV2(width=width, name='encoder', **common),
@@ -54,6 +57,7 @@ def resnet50(
     bn_momentum: float = 0.99,
     dtype: str = 'float32',
     implementation: str = 'auto',
+    folded: bool = False,
 ) -> HeatmapNetwork:
     """The ablation's network: ResNet-50 up to conv4_6, and the same decoder.
 
@@ -62,11 +66,13 @@ def resnet50(
         bn_momentum: momentum of all running statistics.
         dtype: of the computation, 'float32' or 'bfloat16'; parameters and heatmaps are float32.
         implementation: of the convolutions, see handpose_jax.models.layers.
+        folded: without batch normalisation, for parameters from handpose_jax.models.folding.
     """
     common: dict[str, Any] = {
         'bn_momentum': bn_momentum,
         'dtype': jnp.dtype(dtype),
         'implementation': implementation,
+        'folded': folded,
     }
     return HeatmapNetwork(
         encoder=ResNet50(name='encoder', **common),
@@ -83,6 +89,7 @@ def small_unet(
     bn_momentum: float = 0.9,
     dtype: str = 'float32',
     implementation: str = 'auto',
+    folded: bool = False,
 ) -> SmallUNet:
     """The quick start's network, which learns from random weights in minutes.
 
@@ -91,9 +98,14 @@ def small_unet(
         bn_momentum: momentum of all running statistics.
         dtype: of the computation, 'float32' or 'bfloat16'; parameters and heatmaps are float32.
         implementation: of the convolutions, see handpose_jax.models.layers.
+        folded: without batch normalisation, for parameters from handpose_jax.models.folding.
     """
     return SmallUNet(
-        width=width, bn_momentum=bn_momentum, dtype=jnp.dtype(dtype), implementation=implementation
+        width=width,
+        bn_momentum=bn_momentum,
+        dtype=jnp.dtype(dtype),
+        implementation=implementation,
+        folded=folded,
     )
 
 

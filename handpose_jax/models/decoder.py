@@ -54,6 +54,7 @@ class Decoder(nn.Module):
     bn_momentum: float = 0.99
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    folded: bool = False
 
     @nn.compact
     def __call__(self, features: Array, train: bool) -> Array:
@@ -61,6 +62,7 @@ class Decoder(nn.Module):
             'bn_momentum': self.bn_momentum,
             'dtype': self.dtype,
             'implementation': self.implementation,
+            'folded': self.folded,
         }
 
         def pointwise(x: Array, width: int, name: str, activation: Any = relu6) -> Array:
@@ -86,7 +88,7 @@ class Decoder(nn.Module):
         x = separable(x, w.separable, 'separable')
         x = pointwise(x, w.residual, 'residual', activation=None)
         skip = pointwise(features, w.residual, 'skip', activation=None)
-        x = leaky_relu(x + skip)
+        x = leaky_relu(x + skip, folded=self.folded)
         x = pointwise(x, w.squeeze, 'squeeze')
         x = separable(x, w.bottleneck, 'bottleneck')
         x = pointwise(x, w.expand, 'expand')
@@ -118,6 +120,7 @@ class HeatmapNetwork(nn.Module):
         bn_momentum: momentum of the decoder's running statistics.
         dtype: of the computation.
         implementation: see handpose_jax.models.layers.
+        folded: see handpose_jax.models.layers.ConvBN.
     """
 
     encoder: nn.Module
@@ -127,6 +130,7 @@ class HeatmapNetwork(nn.Module):
     bn_momentum: float = 0.99
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    folded: bool = False
 
     @nn.compact
     def __call__(
@@ -152,5 +156,6 @@ class HeatmapNetwork(nn.Module):
             bn_momentum=self.bn_momentum,
             dtype=self.dtype,
             implementation=self.implementation,
+            folded=self.folded,
             name='decoder',
         )(features, train)

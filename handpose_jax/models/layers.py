@@ -105,8 +105,19 @@ def _depthwise_kernel_gradient(x: Array, kernel: Array, stride: int, out_gradien
         ]
         return total + jnp.stack(taps), None
 
-    start = jnp.zeros((rows * columns, x.shape[-1]), wide)
-    total, _ = jax.lax.scan(add_image, start, (_pad_same(x, kernel, stride), out_gradient))
+    def add_images(padded: Array, gradients: Array) -> Array:
+        start = jnp.zeros((rows * columns, x.shape[-1]), wide)
+        return jax.lax.scan(add_image, start, (padded, gradients))[0]
+
+    images = _pad_same(x, kernel, stride), out_gradient
+    devices = jax.device_count()
+    if devices > 1 and x.shape[0] % devices == 0:
+        # A loop over an axis that devices share would make each of them fetch the whole batch:
+        # a loop for each device's part, side by side, leaves the images where they are.
+        parts = [array.reshape(devices, -1, *array.shape[1:]) for array in images]
+        total = jax.vmap(add_images)(*parts).sum(axis=0)
+    else:
+        total = add_images(*images)
     return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
@@ -334,14 +345,25 @@ def relu6(x: Array) -> Array:
     return jnp.clip(x, 0, 6)
 
 
-def leaky_relu(x: Array) -> Array:
-    """x where positive, else 0.01 x."""
-    return jnp.where(x > 0, x, 0.01 * x)
+def leaky_relu(x: Array, *, folded: bool = False) -> Array:
+    """x where positive, else 0.01 x; where folded, of operations that phones' runtimes have."""
+    # LiteRT's XNNPACK has no comparison and would hand the graph back at one; but the gradient of
+    # a maximum is another at 0, and costs more.
+    return jnp.maximum(x, 0.01 * x) if folded else jnp.where(x > 0, x, 0.01 * x)
 
 
 _INITIALIZER = nn.initializers.variance_scaling(2.0, 'fan_out', 'truncated_normal')
 # Fan-out of a depthwise kernel counts all channels, though each output sees one: use fan-in there.
 _DEPTHWISE_INITIALIZER = nn.initializers.variance_scaling(2.0, 'fan_in', 'truncated_normal')
+
+
+def check_inference(train: bool) -> None:
+    """Raises ValueError for training: a folded network has no statistics to update."""
+    if train:
+        raise ValueError(
+            'a network with folded=True has no batch normalisation and cannot be trained: build it '
+            'with folded=False, and fold its variables after training'
+        )
 
 
 class ConvBN(nn.Module):
@@ -357,6 +379,8 @@ class ConvBN(nn.Module):
         bn_epsilon: added to the variance.
         dtype: of the computation; parameters are float32.
         implementation: see the module's docstring.
+        folded: a bias in place of batch normalisation, for inference with parameters from
+            handpose_jax.models.folding.
     """
 
     features: int = 0
@@ -368,6 +392,7 @@ class ConvBN(nn.Module):
     bn_epsilon: float = 1e-3
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -386,5 +411,10 @@ class ConvBN(nn.Module):
             raise ValueError(
                 f"ConvBN.kind: expected 'conv', 'depthwise' or 'transposed', got {self.kind!r}"
             )
-        x = BatchNorm(self.bn_momentum, self.bn_epsilon, name='bn')(x, train)
+        if self.folded:
+            check_inference(train)
+            bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+            x = (x + bias).astype(self.dtype)
+        else:
+            x = BatchNorm(self.bn_momentum, self.bn_epsilon, name='bn')(x, train)
         return x if self.activation is None else self.activation(x)

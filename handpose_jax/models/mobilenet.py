@@ -59,6 +59,7 @@ class InvertedResidual(nn.Module):
     bn_momentum: float = 0.99
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -66,6 +67,7 @@ class InvertedResidual(nn.Module):
             'bn_momentum': self.bn_momentum,
             'dtype': self.dtype,
             'implementation': self.implementation,
+            'folded': self.folded,
         }
         y = x
         if self.expansion != 1:
@@ -93,6 +95,7 @@ class MobileNetV2(nn.Module):
         bn_momentum: momentum of the running statistics.
         dtype: of the computation; parameters are float32.
         implementation: see handpose_jax.models.layers.
+        folded: see handpose_jax.models.layers.ConvBN.
     """
 
     width: float = 1.0
@@ -100,6 +103,7 @@ class MobileNetV2(nn.Module):
     bn_momentum: float = 0.99
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -109,6 +113,7 @@ class MobileNetV2(nn.Module):
             'bn_momentum': self.bn_momentum,
             'dtype': self.dtype,
             'implementation': self.implementation,
+            'folded': self.folded,
         }
         x = ConvBN(
             scaled_width(STEM_FEATURES, self.width),

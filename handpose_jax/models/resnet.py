@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from handpose_jax.models.layers import BatchNorm, ConvBN
+from handpose_jax.models.layers import BatchNorm, ConvBN, check_inference
 
 MEAN = (123.68, 116.779, 103.939)
 """RGB, of 0..255 images. Source: the Caffe release of the original weights."""
@@ -40,6 +40,7 @@ class Stem(nn.Module):
 
     bn_momentum: float = 0.99
     dtype: Any = jnp.float32
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -56,7 +57,12 @@ class Stem(nn.Module):
             ((3, 3), (3, 3)),
             dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         )
-        x = BatchNorm(self.bn_momentum, BN_EPSILON, name='bn')(x, train)
+        if self.folded:
+            check_inference(train)
+            bias = self.param('bias', nn.initializers.zeros, (64,), jnp.float32)
+            x = (x + bias).astype(self.dtype)
+        else:
+            x = BatchNorm(self.bn_momentum, BN_EPSILON, name='bn')(x, train)
         return nn.max_pool(nn.relu(x), (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
 
@@ -68,6 +74,7 @@ class Bottleneck(nn.Module):
     bn_momentum: float = 0.99
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -76,6 +83,7 @@ class Bottleneck(nn.Module):
             'bn_epsilon': BN_EPSILON,
             'dtype': self.dtype,
             'implementation': self.implementation,
+            'folded': self.folded,
         }
         y = ConvBN(self.features, stride=self.stride, activation=nn.relu, name='reduce', **common)(
             x, train
@@ -96,15 +104,19 @@ class ResNet50(nn.Module):
         bn_momentum: momentum of the running statistics.
         dtype: of the computation; parameters are float32.
         implementation: see handpose_jax.models.layers.
+        folded: see handpose_jax.models.layers.ConvBN.
     """
 
     bn_momentum: float = 0.99
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = Stem(bn_momentum=self.bn_momentum, dtype=self.dtype, name='stem')(x, train)
+        x = Stem(bn_momentum=self.bn_momentum, dtype=self.dtype, folded=self.folded, name='stem')(
+            x, train
+        )
         for stage, (features, blocks, stride) in STAGES.items():
             for number in range(1, blocks + 1):
                 x = Bottleneck(
@@ -113,6 +125,7 @@ class ResNet50(nn.Module):
                     bn_momentum=self.bn_momentum,
                     dtype=self.dtype,
                     implementation=self.implementation,
+                    folded=self.folded,
                     name=f'{stage}_{number}',
                 )(x, train)
         return x

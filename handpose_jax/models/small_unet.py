@@ -27,12 +27,14 @@ class SmallUNet(nn.Module):
         bn_momentum: momentum of the running statistics.
         dtype: of the computation; parameters and heatmaps are float32.
         implementation: see handpose_jax.models.layers.
+        folded: see handpose_jax.models.layers.ConvBN.
     """
 
     width: float = 1.0
     bn_momentum: float = 0.9
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    folded: bool = False
 
     @nn.compact
     def __call__(
@@ -61,6 +63,7 @@ class SmallUNet(nn.Module):
                 bn_momentum=self.bn_momentum,
                 dtype=self.dtype,
                 implementation=self.implementation,
+                folded=self.folded,
                 name=name,
             )(x, train)
 
