@@ -53,7 +53,7 @@ TUNED = {
 """Compiler options that are faster here; experimental, so that a later XLA may not know them."""
 TOLERANCE = 1e-4
 """Of the largest heatmap value."""
-WARM_UP_CALLS = 2
+WARM_UP_CALLS = 1
 """At the start of each turn: the other process has left its own data in the core's caches."""
 
 Runner = Callable[[np.ndarray], np.ndarray]
@@ -167,11 +167,11 @@ def matmul_peak(calls: int) -> float:
     a = jnp.asarray(np.random.default_rng(2).normal(size=(1024, 1024)), jnp.float32)
     product = jax.jit(jnp.matmul)
     seconds = []
-    for _ in range(calls + 1):
+    for _ in range(calls):
         begin = time.perf_counter()
         product(a, a).block_until_ready()
         seconds.append(time.perf_counter() - begin)
-    return 2 * 1024**3 / statistics.median(seconds[1:]) / 1e9
+    return 2 * 1024**3 / min(seconds) / 1e9
 
 
 def summarise(rounds: dict[str, list[list[float]]]) -> dict[str, Any]:
@@ -204,8 +204,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--rounds', type=int, default=40)
-    parser.add_argument('--calls', type=int, default=8, help='of each contender in a round')
+    parser.add_argument('--rounds', type=int, default=60)
+    parser.add_argument('--calls', type=int, default=4, help='of each contender in a round')
+    parser.add_argument(
+        '--core', type=int, default=max(os.sched_getaffinity(0)), help='where everything runs'
+    )
     parser.add_argument('--output', type=pathlib.Path, default=HERE / 'results' / 'inference.json')
     flags = parser.parse_args()
     if missing := [n for n in ('tensorflow', 'ai_edge_litert') if not importlib.util.find_spec(n)]:
@@ -220,10 +223,9 @@ def main() -> int:
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as converter:
         converted = {size: converter.submit(convert, size).result() for size in SIZES}
 
-    core = max(os.sched_getaffinity(0))
     workers = {
         name: concurrent.futures.ProcessPoolExecutor(
-            1, mp_context=context, initializer=start_worker, initargs=(core,)
+            1, mp_context=context, initializer=start_worker, initargs=(flags.core,)
         )
         for name in ('jax', 'litert')
     }
@@ -241,6 +243,7 @@ def main() -> int:
         'threads': 1,
         'rounds': flags.rounds,
         'calls_per_round': flags.calls,
+        'load_average': round(os.getloadavg()[1], 1),
         'matmul_gflops': round(on_worker('jax', matmul_peak, 20), 1),
     }
     agree = True

@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 import jax
 import machine
+import torch_peer
 from ml_collections import ConfigDict
 
 from handpose_jax import allocator, distributed, models, optimizers, train
@@ -143,6 +144,20 @@ def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
     return measure
 
 
+def torch_round(size: int, batch_size: int, steps: int, channels_last: bool) -> Callable[[], float]:
+    """The same in PyTorch, in a process of its own."""
+    context = multiprocessing.get_context('spawn')
+    pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context)
+    _pools.append(pool)
+
+    def measure() -> float:
+        job = pool.submit(torch_peer.measure_in_worker, size, batch_size, steps, channels_last)
+        return job.result()
+
+    measure()
+    return measure
+
+
 def main() -> None:
     """Runs all measurements and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -163,15 +178,23 @@ def main() -> None:
                 )
     else:
         print('HANDPOSE_ASSETS is not set: the input pipeline on photographs is not measured')
-    makers['train_112'] = functools.partial(train_round, 112, 32, steps=3)
+    # The rounds of one size stand side by side: what else the machine does meets them alike.
+    for size, batch_size, steps in ((112, 32, 3), (224, 32, 1)):
+        makers[f'train_{size}'] = functools.partial(train_round, size, batch_size, steps)
+        if importlib.util.find_spec('torch'):
+            for suffix, channels_last in (('torch', True), ('torch_nchw', False)):
+                makers[f'train_{size}_{suffix}'] = functools.partial(
+                    torch_round, size, batch_size, steps, channels_last
+                )
+    if not importlib.util.find_spec('torch'):
+        print('PyTorch is not installed: its training step is not measured')
     makers['render_224'] = functools.partial(render_round, pictures=20)
-    makers['train_224'] = functools.partial(train_round, 224, 32, steps=1)
     rounds = {name: make() for name, make in makers.items() if flags.only in name}
     rates: dict[str, list[float]] = {name: [] for name in rounds}
     for _ in range(flags.rounds):
         for name, measure in rounds.items():
             rates[name].append(measure())
-    figures = {
+    figures: dict[str, dict[str, float]] = {
         name: {
             'images_per_s': round(statistics.median(values), 1),
             'lowest': round(min(values), 1),
@@ -183,6 +206,11 @@ def main() -> None:
         print(
             f'{name:26s} {row["images_per_s"]:8.1f} images/s ({row["lowest"]} .. {row["highest"]})'
         )
+    for name, values in rates.items():
+        # Of the rounds that stood side by side.
+        if peers := rates.get(f'{name}_torch'):
+            ratios = [ours / theirs for ours, theirs in zip(values, peers, strict=True)]
+            figures[name]['ratio_to_torch'] = round(statistics.median(ratios), 3)
     results = {
         'benchmark': 'throughput',
         'command': 'HANDPOSE_ASSETS=DIR python benchmarks/throughput.py',

@@ -12,10 +12,8 @@ process leaves the last good one; what else it leaves is cleared when the run go
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -23,7 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from handpose_jax import distributed
+from handpose_jax import distributed, storage
 from handpose_jax.early_stopping import EarlyStopping
 from handpose_jax.state import TrainState
 
@@ -53,7 +51,7 @@ def save_config(workdir: str, config: ConfigDict) -> None:
         ValueError: if the workdir holds another config (with the list of keys that differ), or
             cannot be written.
     """
-    path = Path(workdir) / CONFIG_FILE
+    path = storage.folder(workdir) / CONFIG_FILE
     if path.exists():
         check_same_config(workdir, load_config(workdir), config)
     if not distributed.is_main_process():
@@ -62,7 +60,7 @@ def save_config(workdir: str, config: ConfigDict) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f'{CONFIG_FILE}.new')
         temporary.write_text(config.to_json_best_effort(indent=2, sort_keys=True) + '\n')
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise ValueError(
             f'workdir {workdir}: cannot write {CONFIG_FILE} ({error.strerror}); '
@@ -76,7 +74,7 @@ def load_config(workdir: str) -> ConfigDict:
     Raises:
         ValueError: if there is none, or it is not a config.
     """
-    path = Path(workdir) / CONFIG_FILE
+    path = storage.folder(workdir) / CONFIG_FILE
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -142,7 +140,7 @@ class Checkpoints:
         Raises:
             ValueError: if the folder cannot be written.
         """
-        folder = Path(workdir).absolute() / CHECKPOINTS
+        folder = _absolute(workdir) / CHECKPOINTS
         self._workdir = workdir
         self._folder = folder
         self._config = config
@@ -200,6 +198,8 @@ class Checkpoints:
             )
 
     def _check_room(self, state: TrainState) -> None:
+        if storage.is_bucket(self._workdir):
+            return
         # A disk that fills up during the writing is an error too, but a less readable one.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self._folder).free
@@ -269,6 +269,11 @@ class Checkpoints:
         return TrainState(**saved.optimizer, **saved.variables)
 
 
+def _absolute(workdir: str) -> Any:
+    folder = storage.folder(workdir)
+    return folder if storage.is_bucket(workdir) else folder.absolute()
+
+
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
@@ -308,7 +313,7 @@ def load_variables(workdir: str, template: Any) -> tuple[int, dict[str, Any]]:
     Raises:
         ValueError: if there is no checkpoint.
     """
-    folder = Path(workdir).absolute() / CHECKPOINTS
+    folder = _absolute(workdir) / CHECKPOINTS
     if not folder.is_dir():
         raise ValueError(f'workdir {workdir}: no {CHECKPOINTS}/; train there first')
     # Said here: the devices it was saved from may not be there.

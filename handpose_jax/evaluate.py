@@ -1,7 +1,6 @@
 """Evaluation: predictions over a whole split, metrics under a protocol, and pictures of them."""
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from handpose_jax import distributed, geometry, models, protocols, runtimes, visualize
+from handpose_jax import distributed, geometry, models, protocols, runtimes, storage, visualize
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import crop_example
 from handpose_jax.metrics import KeypointErrors
@@ -94,7 +93,7 @@ class Evaluation:
         Raises:
             ValueError: if the workdir cannot be written.
         """
-        folder = Path(workdir)
+        folder = storage.folder(workdir)
         try:
             text = json.dumps({'step': step, **result.summary}, indent=2)
             (folder / METRICS_FILE).write_text(text + '\n')

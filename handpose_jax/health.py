@@ -1,14 +1,14 @@
 """Watches a training for steps that fail: numbers that are not finite, and empty heatmaps."""
 
+import io
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from handpose_jax import visualize
+from handpose_jax import storage, visualize
 from handpose_jax.data.sources import Source
 
 DUMP_FOLDER = 'nonfinite'
@@ -53,7 +53,7 @@ class Watch:
                 'max_skipped must be at least 1 and empty_after 0 or more, '
                 f'got {max_skipped} and {empty_after}'
             )
-        self._folder = Path(workdir) / DUMP_FOLDER
+        self._folder = storage.folder(workdir) / DUMP_FOLDER
         self._source = source
         self._max_skipped = max_skipped
         self._empty_after = empty_after
@@ -129,12 +129,12 @@ class Watch:
 
 
 def dump(
-    folder: Path,
+    folder: Any,
     step: int,
     batch: Mapping[str, np.ndarray],
     names: list[str],
     numbers: Mapping[str, float],
-) -> Path:
+) -> Any:
     """Writes a batch as STEP.npz (its arrays), STEP.png (to look at) and STEP.json (its records).
 
     Args:
@@ -151,7 +151,9 @@ def dump(
     process = f'-{jax.process_index()}' if jax.process_count() > 1 else ''
     stem = folder / f'{step}{process}'
     arrays: dict[str, Any] = dict(batch)
-    np.savez_compressed(stem.with_suffix('.npz'), **arrays)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)
+    stem.with_suffix('.npz').write_bytes(packed.getvalue())
     # JSON has no word for NaN.
     text = {name: str(value) for name, value in numbers.items()}
     facts = {'step': step, **text, 'records': names}

@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 import handpose_jax
+from handpose_jax import storage
 from handpose_jax.data.sources import Source
 
 RUN_FILE = 'run.json'
@@ -44,7 +45,7 @@ def record(workdir: str, config: ConfigDict, source: Source, *, first_step: int)
         ValueError: if the run goes on with other training data than it began with, or run.json is
             damaged or cannot be written.
     """
-    path = Path(workdir) / RUN_FILE
+    path = storage.folder(workdir) / RUN_FILE
     data = {
         'name': config.data.name,
         'split': config.train_split,
@@ -71,7 +72,7 @@ def record(workdir: str, config: ConfigDict, source: Source, *, first_step: int)
     temporary = path.with_name(f'{RUN_FILE}.new')
     try:
         temporary.write_text(json.dumps(run, indent=2) + '\n')
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise ValueError(
             f'workdir {workdir}: cannot write {RUN_FILE} ({error.strerror})'

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from handpose_jax import hand
+from handpose_jax import hand, storage
 
 Picture = UInt8[np.ndarray, '_ _ 3']
 Colour = tuple[int, int, int]
@@ -236,7 +236,7 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, 'h w 3']) ->
     Raises:
         OSError: if the file cannot be written.
     """
-    target = Path(path)
+    target = storage.folder(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Encoded first: cv2.imwrite reports a full or read-only disk by a return value only.
     _, data = cv2.imencode('.png', image[:, :, ::-1])

@@ -10,12 +10,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import tensorboardX
 from tqdm import tqdm
+
+from handpose_jax import storage
 
 METRICS_FILE = 'metrics.jsonl'
 TENSORBOARD_FOLDER = 'tensorboard'
@@ -32,7 +33,7 @@ class MetricWriter:
     One line is one write: `{"step": 100, "split": "train", "loss": 0.25}`. Values that are not
     finite are the strings "nan", "inf" and "-inf", so that every line is valid JSON and a diverged
     loss stays visible; read_metrics turns them back into floats. Lines are flushed at once, events
-    within seconds.
+    within seconds. In a bucket there are no events.
 
     Args:
         workdir: the run's folder; made if absent.
@@ -52,7 +53,7 @@ class MetricWriter:
         *,
         enabled: bool = True,
     ) -> None:
-        folder = Path(workdir)
+        folder = storage.folder(workdir)
         self.path = folder / METRICS_FILE
         self._enabled = enabled
         if not enabled:
@@ -62,7 +63,14 @@ class MetricWriter:
         if self.path.exists():
             rows = [] if resume_step is None else _read_rows(self.path)
             _rewrite(self.path, [row for row in rows if row['step'] <= last_step])
-        self._file = self.path.open('a', encoding='utf-8')
+        in_bucket = storage.is_bucket(workdir)
+        self._file: Any = (
+            storage.BucketText(self.path) if in_bucket else self.path.open('a', encoding='utf-8')
+        )
+        # tensorboardX appends.
+        self._events: Any = None
+        if in_bucket:
+            return
         events = folder / TENSORBOARD_FOLDER
         self._events = tensorboardX.SummaryWriter(
             str(events),
@@ -98,7 +106,7 @@ class MetricWriter:
         self._file.write(json.dumps(line, allow_nan=False) + '\n')
         self._file.flush()
         for name in metrics:
-            if row[name] is not None:
+            if row[name] is not None and self._events is not None:
                 self._events.add_scalar(f'{split}/{name}', row[name], int(step))
 
     def close(self) -> None:
@@ -106,7 +114,8 @@ class MetricWriter:
         if not self._enabled:
             return
         self._file.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     def __enter__(self) -> 'MetricWriter':
         return self
@@ -130,7 +139,7 @@ def read_metrics(path: str | os.PathLike[str], split: str | None = None) -> list
     Raises:
         ValueError: for a damaged line before the last; names file and line.
     """
-    rows = _read_rows(Path(path))
+    rows = _read_rows(storage.folder(path))
     return [
         {
             name: float(value) if name != 'split' and value in _NOT_FINITE else value
@@ -261,7 +270,7 @@ def _number(name: str, value: Any) -> int | float | None:
         ) from error
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Any) -> list[dict[str, Any]]:
     # A kill may have cut the last line anywhere, inside a character too.
     lines = path.read_bytes().split(b'\n')
     last = len(lines) if lines[-1] else len(lines) - 1
@@ -282,11 +291,16 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
+def _rewrite(path: Any, rows: list[dict[str, Any]]) -> None:
+    lines = [json.dumps(row) + '\n' for row in rows]
+    if storage.is_bucket(path):
+        # Nobody sees a part of an object.
+        path.write_text(''.join(lines))
+        return
     # Written beside and renamed: a kill in between leaves the old file whole.
     temporary = path.with_name(path.name + '.new')
     with temporary.open('w', encoding='utf-8') as file:
-        file.writelines(json.dumps(row) + '\n' for row in rows)
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -12,22 +12,32 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from etils import epath
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 from test_configs import load
 
-from handpose_jax import checkpoints, distributed, interruption, main, models, runtimes, train
+from handpose_jax import (
+    checkpoints,
+    distributed,
+    interruption,
+    main,
+    models,
+    runtimes,
+    train,
+    visualize,
+)
 from handpose_jax.data import pipeline
 from handpose_jax.data.sources import SketchSource
 from handpose_jax.data.transforms import Augmentation
-from handpose_jax.writers import read_metrics
+from handpose_jax.writers import MetricWriter, read_metrics
 
 ROOT = Path(__file__).parent.parent
 BATCH = 8
@@ -44,28 +54,27 @@ def get_config():
 """
 
 
-def tiny_config(num_steps=4, every=2):
+def tiny_config():
     """A small network on drawn hands, by plain gradient descent, which amplifies no rounding."""
     config = load(ROOT / 'configs' / 'quickstart.py', 'smoke')
     with config.unlocked():
         config.optimizer = ConfigDict({'name': 'sgd', 'learning_rate': 1e-3})
         config.size = 32
         config.batch_size = config.eval_batch_size = BATCH
-        config.num_steps = num_steps
+        config.num_steps = config.checkpoint_every = LONG
         config.log_every = 1
-        config.eval_every = config.checkpoint_every = every
+        config.eval_every = 2
         # More to evaluate than one batch, and the last one padded.
         config.data.count = 110
-        config.eval_split = 'val'
         config.pipeline.num_threads = 1
     return config
 
 
-def start(tmp_path, config, workdir, *, processes=1, devices=1):
-    """Starts `python -m handpose_jax.main` on the config; one Popen for each process."""
-    module = tmp_path / f'{workdir.name}.py'
+def start(workdir, *, processes=1, devices=1):
+    """Starts `python -m handpose_jax.main` on tiny_config; one Popen for each process."""
+    module = workdir.with_suffix('.py')
     module.write_text(CONFIG_MODULE)
-    module.with_suffix('.json').write_text(config.to_json_best_effort())
+    module.with_suffix('.json').write_text(tiny_config().to_json_best_effort())
     environment = dict(os.environ)
     environment['XLA_FLAGS'] += f' --xla_force_host_platform_device_count={devices}'
     command = [sys.executable, '-m', 'handpose_jax.main']
@@ -88,131 +97,113 @@ def start(tmp_path, config, workdir, *, processes=1, devices=1):
     ]
 
 
-def wait(running):
-    """Exit codes and what was printed."""
+def stop(workdir, running, rows):
+    """Tells the last process to stop after some rows; returns codes and what was printed."""
+    log = workdir / 'metrics.jsonl'
     try:
-        printed = [process.communicate(timeout=120)[0] for process in running]
+        while all(process.poll() is None for process in running):
+            if log.exists() and log.read_text().count('\n') >= rows:
+                running[-1].send_signal(signal.SIGTERM)
+                break
+            time.sleep(0.05)
+        printed = [process.communicate(timeout=60)[0] for process in running]
     finally:
         for process in running:
             process.kill()
     return [process.returncode for process in running], printed
 
 
+class Run(NamedTuple):
+    workdir: Path
+    rows: list
+    last: int
+    codes: tuple = ()
+    printed: tuple = ()
+
+    @classmethod
+    def read(cls, workdir, codes=(), printed=()):
+        rows = read_metrics(workdir / 'metrics.jsonl')
+        return cls(workdir, rows, rows[-1]['step'], tuple(codes), tuple(printed))
+
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """The same training on one device, on eight, and by two processes: name -> workdir."""
+    """One training on eight devices, by two processes, and on one device for a step more."""
     folder = tmp_path_factory.mktemp('runs')
-    running = start(folder, tiny_config(), folder / 'devices', devices=8)
-    train.train(tiny_config(), str(folder / 'one'))
-    codes, printed = wait(running)
-    assert codes == [0], printed
-    codes, printed = wait(start(folder, tiny_config(), folder / 'processes', processes=2))
-    assert codes == [0, 0], printed
-    # Only the first one talks.
-    assert 'EPE median' in printed[0]
-    assert 'EPE' not in printed[1]
-    assert 'images/s' not in printed[1]
-    return {name: folder / name for name in ('one', 'devices', 'processes')}
+    many = {'devices': {'devices': 8}, 'processes': {'processes': 2}}
+    running = {name: start(folder / name, **options) for name, options in many.items()}
+    done = {}
+    for name, processes in running.items():
+        # Four steps with an evaluation after the second and fourth.
+        done[name] = Run.read(folder / name, *stop(folder / name, processes, rows=6))
+    longest = max(run.last for run in done.values())
+    train.train(tiny_config(), str(folder / 'one'), stop_at=longest + 1)
+    return {**done, 'one': Run.read(folder / 'one')}
 
 
-def assert_same_rows(rows, expected, rtol=1e-5):
-    assert [row['step'] for row in rows] == [row['step'] for row in expected]
+def assert_same_rows(rows, expected):
+    assert [(row['step'], row['split']) for row in rows] == [
+        (row['step'], row['split']) for row in expected
+    ]
     for row, other in zip(rows, expected, strict=True):
         assert row.keys() == other.keys()
-        assert row['split'] == other['split']
         for name in row.keys() - {'split'}:
-            np.testing.assert_allclose(row[name], other[name], rtol=rtol, err_msg=name)
-
-
-def variables(workdir):
-    """What inference on this one device reads from a run on others."""
-    config = checkpoints.load_config(str(workdir))
-    return runtimes.load_variables(str(workdir), config, models.build(**config.model.to_dict()))
+            np.testing.assert_allclose(row[name], other[name], rtol=2e-5, err_msg=name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['devices', 'processes'])
-def test_losses_statistics_and_evaluation_are_those_of_one_device(runs, name):
-    rows = read_metrics(runs[name] / 'metrics.jsonl')
-    assert [row['step'] for row in rows if row['split'] == 'train'] == [1, 2, 3, 4]
-    assert [row['step'] for row in rows if row['split'] == 'eval'] == [2, 4]
-    assert_same_rows(rows, read_metrics(runs['one'] / 'metrics.jsonl'))
-    step, found = variables(runs[name])
-    assert step == 4
-    expected = variables(runs['one'])[1]
-    # Statistics of a part of the batch would differ by far more: see the test of the tolerance.
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_the_tolerance_would_notice_statistics_of_half_a_batch(runs):
-    """A seeded fault: batch normalisation over this process's part alone."""
-    config = tiny_config(num_steps=1)
-    model = models.build(**config.model.to_dict())
-    dataset = train._train_dataset(config, SketchSource(count=110), config.batch_size)
-    images = jnp.asarray(next(iter(dataset))['image'])
-    start_values = model.init(jax.random.key(0), images)
-    means = []
-    for part in (images, images[: BATCH // 2]):
-        _, updated = model.apply(start_values, part, train=True, mutable=['batch_stats'])
-        means.append(np.concatenate(jax.tree.leaves(updated)))
-    assert not np.allclose(*means, rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.slow
-def test_two_processes_write_the_evaluation_of_one(runs):
-    one, two = (
-        json.loads((runs[name] / 'predictions.json').read_text()) for name in ('one', 'processes')
-    )
-    assert len(one) == 11
-    assert [row['id'] for row in two] == [row['id'] for row in one]
-    for row, other in zip(two, one, strict=True):
-        # Written with two and four decimals.
-        np.testing.assert_allclose(row['keypoints'], other['keypoints'], atol=0.011)
-        np.testing.assert_allclose(row['confidence'], other['confidence'], atol=1.1e-4)
-    assert sorted(path.name for path in runs['one'].iterdir()) == sorted(
-        path.name for path in runs['processes'].iterdir()
-    )
+def test_losses_and_evaluation_are_those_of_one_device(runs, name):
+    assert [row['step'] for row in runs[name].rows if row['split'] == 'eval'][:2] == [2, 4]
+    expected = [row for row in runs['one'].rows if row['step'] <= runs[name].last]
+    assert_same_rows(runs[name].rows, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['devices', 'processes'])
 def test_a_run_on_many_goes_on_on_one_device(runs, tmp_path, name):
+    """From the same parameters and statistics, with the next examples."""
+    last = runs[name].last
     workdir = tmp_path / name
-    shutil.copytree(runs[name], workdir)
-    shutil.rmtree(workdir / 'checkpoints' / '4')
-    train.train(tiny_config(), str(workdir))
-    rows = read_metrics(workdir / 'metrics.jsonl')
-    assert_same_rows(rows, read_metrics(runs['one'] / 'metrics.jsonl'))
+    shutil.copytree(runs[name].workdir, workdir)
+    config = checkpoints.load_config(str(workdir))
+    model = models.build(**config.model.to_dict())
+    assert runtimes.load_variables(str(workdir), config, model)[0] == last
+    train.train(tiny_config(), str(workdir), stop_at=runs['one'].last)
+    assert_same_rows(read_metrics(workdir / 'metrics.jsonl'), runs['one'].rows)
+    found, expected = (
+        runtimes.load_variables(str(folder), config, model)[1]
+        for folder in (workdir, runs['one'].workdir)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(runs, tmp_path):
-    """They go on, besides, from a checkpoint of one process, with the next examples."""
-    workdir = tmp_path / 'stopped'
-    config = tiny_config(num_steps=LONG, every=LONG)
-    train.train(config, str(workdir), stop_at=1)
-    log = workdir / 'metrics.jsonl'
-    running = start(tmp_path, config, workdir, processes=2)
-    while all(p.poll() is None for p in running) and log.read_text().count('\n') < 4:
-        time.sleep(0.05)
-    running[1].send_signal(signal.SIGTERM)
-    codes, printed = wait(running)
-    assert codes == [interruption.EXIT_CODE] * 2, printed
-    rows = read_metrics(log)
-    last = rows[-1]['step']
-    assert 4 <= last < LONG
-    assert f'stopped at step {last} of {LONG}' in printed[0]
-    assert checkpoints.load_variables(str(workdir), variables(workdir)[1])[0] == last
-    places = sorted((workdir / 'checkpoints' / str(last) / 'data').glob('process_*.json'))
-    assert [json.loads(path.read_text()) for path in places] == [{'next_index': last}] * 2
-    whole = [row for row in read_metrics(runs['one'] / 'metrics.jsonl') if row['split'] == 'train']
-    assert_same_rows(rows[:4], whole)
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(runs):
+    run = runs['processes']
+    assert run.codes == (interruption.EXIT_CODE,) * 2, run.printed
+    assert f'stopped at step {run.last} of {LONG}' in run.printed[0]
+    folder = run.workdir / 'checkpoints'
+    assert [path.name for path in folder.iterdir()] == [str(run.last)]
+    places = sorted((folder / str(run.last) / 'data').glob('process_*.json'))
+    assert [json.loads(path.read_text()) for path in places] == [{'next_index': run.last}] * 2
 
 
-@pytest.mark.parametrize('balance', [1.0, 0.5])
-@pytest.mark.parametrize('processes', [2, 4])
-def test_the_parts_of_processes_are_the_batches_of_one(balance, processes):
+@pytest.mark.slow
+def test_one_process_writes_and_talks_for_both(runs):
+    def names(run):
+        return sorted(path.name for path in run.workdir.iterdir())
+
+    assert names(runs['processes']) == names(runs['one'])
+    talks, silent = runs['processes'].printed
+    assert 'EPE median' in talks
+    assert 'images/s' in talks
+    assert 'step' not in silent.replace('stopping after this step', '')
+
+
+@pytest.mark.parametrize(('processes', 'balance'), [(2, 1.0), (4, 0.5)])
+def test_the_parts_of_processes_are_the_batches_of_one(processes, balance):
     """Side by side, in the order of the mesh: the same examples at the same places."""
 
     def batches(index, count):
@@ -279,3 +270,29 @@ def test_processes_are_joined_only_when_asked(monkeypatch):
         pytest.raises(SystemExit, match='mean nothing without --distributed'),
     ):
         main.main(['main'])
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """gs:// kept in memory; no bucket is at hand."""
+    memory = pytest.importorskip('fsspec.implementations.memory').MemoryFileSystem
+    backend = epath.backend.fsspec_backend
+    monkeypatch.setattr(type(backend), 'fs', lambda self, path: memory())
+    monkeypatch.setattr(epath.gpath, '_is_tf_installed', lambda: False)
+    yield 'gs://bucket/run'
+    memory().rm('/', recursive=True)
+
+
+def test_the_files_of_a_run_may_lie_in_a_bucket(bucket):
+    """All but the checkpoints, which Orbax writes: config, metrics (gone on with), pictures."""
+    config = tiny_config()
+    checkpoints.save_config(bucket, config)
+    assert checkpoints.config_differences(checkpoints.load_config(bucket), config) == []
+    for resume_step, steps in ((0, [1, 2, 3]), (2, [3, 4])):
+        with MetricWriter(bucket, resume_step=resume_step) as writer:
+            for step in steps:
+                writer.write(step, {'loss': step + resume_step})
+    rows = read_metrics(f'{bucket}/metrics.jsonl')
+    assert [(row['step'], row['loss']) for row in rows] == [(1, 1), (2, 2), (3, 5), (4, 6)]
+    visualize.save_png(f'{bucket}/a.png', np.zeros((2, 3, 3), np.uint8))
+    assert epath.Path(f'{bucket}/a.png').read_bytes().startswith(b'\x89PNG')

@@ -17,7 +17,16 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = 'handpose_jax'
 
 TIERS = (
-    {'allocator', 'compilation', 'distributed', 'hand', 'interruption', 'single_thread', 'types'},
+    {
+        'allocator',
+        'compilation',
+        'distributed',
+        'hand',
+        'interruption',
+        'single_thread',
+        'storage',
+        'types',
+    },
     {'geometry', 'heatmaps', 'losses', 'metrics', 'protocols', 'models', 'synthetic'},
     {
         'data',
