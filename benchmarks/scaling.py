@@ -44,7 +44,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         'name': 'TPU v5e',
         'peak_flops': 197e12,
         'memory_bytes_per_s': 819e9,
-        # 1600 Gbit/s of links per chip; half of it where a slice has no wrap-around.
+        # 1600 Gbit/s of links per chip, so 200 GB/s out; half without wrap-around.
         'island_bytes_per_s': 100e9,
         'island': 256,
         # 6.4 Tbit/s of data centre network per pod of 256 chips.
@@ -53,7 +53,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         'source': 'Google Cloud documentation, "TPU v5e": 197 TFLOPs bf16, 819 GB/s, 1600 Gbit/s '
         'interconnect per chip, pods of 256 chips with 6.4 Tbit/s between them, 8 chips per host',
         'latency_s': {8: 5e-6, 64: 10e-6, 512: 100e-6},
-        'assumed': 'latency_s of one small all-reduce',
+        'assumed': 'latency_s of one small all-reduce; half of the one-way bandwidth',
     },
     'h100': {
         'name': 'H100',

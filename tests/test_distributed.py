@@ -296,3 +296,45 @@ def test_the_files_of_a_run_may_lie_in_a_bucket(bucket):
     assert [(row['step'], row['loss']) for row in rows] == [(1, 1), (2, 2), (3, 5), (4, 6)]
     visualize.save_png(f'{bucket}/a.png', np.zeros((2, 3, 3), np.uint8))
     assert epath.Path(f'{bucket}/a.png').read_bytes().startswith(b'\x89PNG')
+
+
+DEPTHWISE = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from handpose_jax import distributed
+from handpose_jax.models.layers import depthwise_conv
+
+mesh = distributed.data_mesh()
+x, weights = (jax.random.normal(jax.random.key(n), (8, 9, 9, 4)) for n in (0, 1))
+kernel = jax.random.normal(jax.random.key(2), (3, 3, 1, 4))
+
+def gradient(implementation):
+    def loss(kernel, x, weights):
+        return jnp.sum(depthwise_conv(x, kernel, 1, implementation) * weights)
+    return jax.grad(loss)
+
+spread = NamedSharding(mesh, PartitionSpec('data'))
+whole = distributed.replicated(mesh)
+compiled = jax.jit(
+    gradient('cpu'), in_shardings=(whole, spread, spread), out_shardings=whole
+).lower(kernel, x, weights).compile()
+found = compiled(*jax.device_put((kernel, x, weights), (whole, spread, spread)))
+np.testing.assert_allclose(found, gradient('lax')(kernel, x, weights), rtol=1e-4, atol=1e-4)
+print(mesh.size, *(compiled.as_text().count(f' {kind}(') for kind in ('all-reduce', 'all-gather')))
+"""
+
+
+def test_devices_keep_their_images_in_the_gradient_of_a_depthwise_kernel():
+    environment = dict(os.environ)
+    environment['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=4'
+    done = subprocess.run(
+        [sys.executable, '-c', DEPTHWISE],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.stdout.split() == ['4', '1', '0'], done.stderr

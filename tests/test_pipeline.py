@@ -27,6 +27,9 @@ class Squares:
     def __len__(self):
         return len(self.groups)
 
+    def fingerprint(self):
+        return 'squares'
+
     def image_id(self, index, /):
         return f'square {index}'
 
