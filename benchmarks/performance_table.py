@@ -1,7 +1,7 @@
 """Writes README.md's performance table from the files in benchmarks/results.
 
-    python benchmarks/performance_table.py            replaces the table
-    python benchmarks/performance_table.py --check    fails if it is not what the files say
+python benchmarks/performance_table.py            replaces the table
+python benchmarks/performance_table.py --check    fails if it is not what the files say
 """
 
 import argparse
@@ -22,7 +22,8 @@ def _read(name: str) -> dict[str, Any]:
 
 def table() -> str:
     """The table in Markdown, and a line on the machines it was measured on."""
-    throughput, inference, rendering = map(_read, ('throughput', 'inference', 'rendering'))
+    names = ('throughput', 'inference', 'rendering', 'first_step')
+    throughput, inference, rendering, first_step = results = [_read(name) for name in names]
     rows = []
 
     def rate(values: dict[str, float]) -> str:
@@ -38,9 +39,11 @@ def table() -> str:
                 'throughput',
             )
         )
-    rows.append(('reading and warping photographs to 224 px', rate(throughput['input_224']), '',
-                 'throughput'))  # fmt: skip
-    rows.append(('rendering hands at 224 px', rate(rendering['render_224']), '', 'rendering'))
+    for what, name, file, result in (
+        ('reading and warping photographs to 224 px', 'input_224', 'throughput', throughput),
+        ('rendering hands at 224 px', 'render_224', 'rendering', rendering),
+    ):
+        rows.append((what, rate(result[name]), '', file))
     for size in (224, 112):
         ours, lite = (inference[f'at_{size}'][name] for name in ('jax', 'litert'))
         rows.append(
@@ -51,12 +54,22 @@ def table() -> str:
                 'inference',
             )
         )
+    rows.append(
+        (
+            'from the command to the first training step, 112 px',
+            f'{first_step["warm_cache_s"]:.0f} s',
+            f'{first_step["cold_cache_s"]:.0f} s with an empty compilation cache',
+            'first_step',
+        )
+    )
     lines = ['| what | measured | beside | file in benchmarks/results |', '|---|---|---|---|']
-    lines += [f'| {what} | {value} | {beside} | {file}.json |' for what, value, beside, file in rows]
+    lines += [
+        f'| {what} | {value} | {beside} | {file}.json |' for what, value, beside, file in rows
+    ]
     machines = sorted(
         {
             f'{result["machine"]["cores"]} cores of {result["machine"]["processor"]}'
-            for result in (throughput, inference, rendering)
+            for result in results
         }
     )
     return '\n'.join(lines) + f'\n\nMeasured on {", ".join(machines)}. No GPU, TPU or phone yet.\n'

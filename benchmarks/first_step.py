@@ -1,0 +1,90 @@
+"""Seconds from the command to the end of the first training step, with and without a warm cache.
+
+    python benchmarks/first_step.py
+
+Trains the paper's network (configs/real_hands.py, 112 px, batch 32) for one step on drawn hands,
+each time in a process of its own: first with an empty compilation cache, then with what it left.
+Writes benchmarks/results/first_step.json.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import machine
+
+HERE = pathlib.Path(__file__).parent
+CONFIG = HERE.parent / 'configs' / 'real_hands.py'
+
+PROGRAM = """
+import importlib.util, sys, time
+from handpose_jax import allocator, compilation
+allocator.keep_freed_memory()
+compilation.keep_compiled_programs()
+from handpose_jax import train, writers
+spec = importlib.util.spec_from_file_location('config', sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+config = module.get_config()
+config.unlock()
+config.data = {'name': 'sketch', 'count': 64}
+config.lock()
+write = writers.MetricWriter.write
+def told(self, step, *arguments, **keywords):
+    write(self, step, *arguments, **keywords)
+    print('step', step, time.time(), flush=True)
+writers.MetricWriter.write = told
+train.train(config, sys.argv[2], stop_at=1)
+"""
+
+
+def seconds_to_first_step(cache: str) -> float:
+    """Of one process; the metrics of a step are written when it is done."""
+    with tempfile.TemporaryDirectory() as workdir:
+        environment = {**os.environ, 'XDG_CACHE_HOME': cache}
+        environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+        begin = time.time()
+        done = subprocess.run(
+            [sys.executable, '-c', PROGRAM, str(CONFIG), workdir],
+            env=environment,
+            cwd=HERE.parent,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    return float(done.stdout.split()[2]) - begin
+
+
+def main() -> None:
+    """Measures and writes the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--rounds', type=int, default=3, help='with a warm cache')
+    parser.add_argument('--output', type=pathlib.Path, default=HERE / 'results' / 'first_step.json')
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory() as cache:
+        cold = seconds_to_first_step(cache)
+        warm = [seconds_to_first_step(cache) for _ in range(flags.rounds)]
+    results = {
+        'benchmark': 'first_step',
+        'command': 'python benchmarks/first_step.py',
+        'date': datetime.date.today().isoformat(),
+        'cold_cache_s': round(cold, 1),
+        'warm_cache_s': round(statistics.median(warm), 1),
+        'warm_cache_all_s': [round(seconds, 1) for seconds in warm],
+        'machine': machine.describe(),
+    }
+    flags.output.write_text(json.dumps(results, indent=2) + '\n')
+    print(f'first step: {cold:.1f} s with an empty cache, {statistics.median(warm):.1f} s after it')
+
+
+if __name__ == '__main__':
+    main()
