@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from test_kill import make_config
 
+from handpose_jax import train
 from handpose_jax.early_stopping import EarlyStopping
+from handpose_jax.writers import read_metrics
 
 
 def test_it_ends_after_so_many_evaluations_without_a_better_one():
@@ -49,3 +52,21 @@ def test_an_unknown_metric_is_told_the_known_ones():
         stopping.update({'auc': 0.5, 'epe_mean_224': 3.0, 'protocol': 'box'})
     with pytest.raises(ValueError, match='patience'):
         EarlyStopping(patience=-1)
+
+
+@pytest.mark.slow
+def test_a_training_ends_early_with_a_whole_result_and_does_not_go_on(tmp_path):
+    # The quick start's network gets better than this by less than 1,000 px at any evaluation.
+    config = make_config(
+        **{'num_steps': 40, 'early_stopping.patience': 2, 'early_stopping.smallest': 1000.0}
+    )
+    train.train(config, str(tmp_path))
+    rows = read_metrics(tmp_path / 'metrics.jsonl')
+    assert [row['step'] for row in rows if row['split'] == 'eval'] == [4, 8, 12]
+    assert max(row['step'] for row in rows) == 12
+    result = (tmp_path / 'metrics.json').read_bytes()
+    assert json.loads(result)['step'] == 12
+    # The same command again: nothing more to do, the same result.
+    train.train(config, str(tmp_path))
+    assert (tmp_path / 'metrics.json').read_bytes() == result
+    assert read_metrics(tmp_path / 'metrics.jsonl') == rows

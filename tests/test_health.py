@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from test_kill import make_config
 
 from handpose_jax import health, losses, models, train
 from handpose_jax.data.sources import SketchSource
@@ -170,3 +171,15 @@ def test_the_alarm_can_be_turned_off(tmp_path):
     assert said == []
     with pytest.raises(ValueError, match='max_skipped'):
         make_watch(tmp_path, max_skipped=0)
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_ends_with_a_dump(tmp_path):
+    config = make_config(
+        **{'optimizer.learning_rate': 1e38, 'optimizer.warmup_steps': 0, 'max_skipped': 3}
+    )
+    with pytest.raises(health.DivergedError, match='3 steps in a row'):
+        train.train(config, str(tmp_path))
+    folder = tmp_path / health.DUMP_FOLDER
+    assert len(list(folder.glob('*.png'))) == 2
+    assert not (tmp_path / 'metrics.json').exists()
