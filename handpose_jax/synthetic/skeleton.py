@@ -7,7 +7,8 @@ Lengths of the bones are averages of adults. Directions and ranges of the joints
 anatomy, rounded; the thumb's axes were fitted to captured poses, which they reach within 2 mm.
 
 Source: Buryanov and Kotiuk 2010, "Proportions of hand segments", International Journal of
-Morphology 28(3), table of metacarpals, phalanges and soft tissue over the fingertips.
+Morphology 28(3), table of metacarpals, phalanges and soft tissue over the fingertips (confidence C:
+not compared with the printed table).
 """
 
 import math
