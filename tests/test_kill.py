@@ -33,14 +33,15 @@ def make_config(**changes):
 
 def run(workdir, changes, largest_file=resource.RLIM_INFINITY):
     """What the child does; a process of its own, that only the parent's kill ends early."""
-    with open(f'{workdir}.log', 'a') as log:
+    # A log would reach the limit too, and printing would fail.
+    limited = largest_file != resource.RLIM_INFINITY
+    with open(os.devnull if limited else f'{workdir}.log', 'a') as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     try:
         train.train(make_config(**changes), workdir)
     except ValueError as error:
-        # A file of its own: the log may be as full as the rest.
         Path(f'{workdir}.error').write_text(str(error))
         raise
 
