@@ -30,7 +30,9 @@ def table() -> str:
         return f'{values["images_per_s"]:,.1f} images/s'
 
     for size in (112, 224):
-        ours, torch = (throughput[name] for name in (f'train_{size}', f'train_{size}_torch'))
+        ours, torch = (throughput.get(name) for name in (f'train_{size}', f'train_{size}_torch'))
+        if not (ours and torch):
+            continue
         rows.append(
             (
                 f'training at {size} px, batch {throughput["batch_size"]}',
