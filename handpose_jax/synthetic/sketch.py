@@ -5,11 +5,11 @@ Not meant to look like photographs; a network trained on them learns the drawing
 
 import math
 
-import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from handpose_jax import hand
+from handpose_jax.synthetic.drawn import paint
 
 # Of a straight hand whose wrist-to-middle-base distance is 1: angle of each finger's base from the
 # hand's axis (degrees), its distance from the wrist, and the lengths of the three bones after it.
@@ -20,8 +20,6 @@ _FINGERS: dict[str, tuple[float, float, tuple[float, float, float]]] = {
     'ring': (11.0, 0.95, (0.44, 0.29, 0.23)),
     'little': (24.0, 0.88, (0.35, 0.21, 0.20)),
 }
-
-_SUPERSAMPLING = 2
 
 
 def draw(
@@ -37,27 +35,7 @@ def draw(
         RGB image, and (x, y) of the keypoints in its pixels.
     """
     keypoints = _pose(rng, size)
-    large = size * _SUPERSAMPLING
-    coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    image = cv2.resize(coarse, (large, large), interpolation=cv2.INTER_CUBIC)
-    skin = rng.uniform(0.35, 1.0) * np.array([235, 190, 165]) + rng.uniform(-12, 12, 3)
-    # The drawing is enlarged under the pixel-centre rule, like everything else.
-    points = (keypoints + 0.5) * _SUPERSAMPLING - 0.5
-    width = 0.2 * float(np.linalg.norm(points[9] - points[0]))
-    palm = np.round(points[[0, 1, 5, 9, 13, 17]]).astype(np.int32)
-    cv2.fillConvexPoly(image, cv2.convexHull(palm), _tone(skin, 0.95), cv2.LINE_AA)
-    for parent, child in hand.BONES:
-        thick = max(1, round(width * (0.8 if child in hand.FINGERTIPS else 1.0)))
-        ends = [tuple(int(v) for v in np.round(points[k])) for k in (parent, child)]
-        if child not in (5, 9, 13, 17):
-            cv2.line(image, ends[0], ends[1], _tone(skin, 0.75), thick + 4, cv2.LINE_AA)
-            cv2.line(image, ends[0], ends[1], _tone(skin, 1.05), thick, cv2.LINE_AA)
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), keypoints
-
-
-def _tone(colour: Float[np.ndarray, '3'], factor: float) -> tuple[int, int, int]:
-    red, green, blue = np.clip(colour * factor, 0, 255).astype(int).tolist()
-    return red, green, blue
+    return paint(rng, keypoints, height=size, width=size), keypoints
 
 
 def _pose(rng: np.random.Generator, size: int) -> Float[np.ndarray, '21 2']:
