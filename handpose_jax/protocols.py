@@ -21,8 +21,8 @@ class Protocol:
         description: one sentence for reports.
         crop_scale: side of the square evaluation crop, in units of the normaliser.
         normaliser: what `norm_size` holds, in image pixels, and PCK divides errors by: 'box', the
-            longest side of the tight box around the visible keypoints, or 'head_size', the longest
-            side of the person's head box.
+            longest side of the tight box around the visible keypoints; 'head_size', the longest
+            side of the person's head box; or 'image', the longest side of the image.
         max_threshold: end of the PCK curve, in units of the normaliser; it starts at 0.
         steps: number of intervals of the curve.
         keypoints: indices of the keypoints that count.
@@ -32,7 +32,7 @@ class Protocol:
     name: str
     description: str
     crop_scale: float
-    normaliser: Literal['box', 'head_size']
+    normaliser: Literal['box', 'head_size', 'image']
     max_threshold: float
     steps: int
     keypoints: tuple[int, ...]
@@ -65,6 +65,17 @@ PROTOCOLS: dict[str, Protocol] = {
         steps=100,
         keypoints=ALL_KEYPOINTS,
         source='Simon et al. 2017 (crop, PCKh); Gouidis et al. 2019, section 4 (AUC, EPE)',
+    ),
+    'freihand_tutorial': Protocol(
+        name='freihand_tutorial',
+        description='The whole image; errors relative to its side; 0..0.3.',
+        crop_scale=1.0,
+        normaliser='image',
+        # The tutorial has no curve, only the mean error in % of the side; the range is ours.
+        max_threshold=0.3,
+        steps=100,
+        keypoints=ALL_KEYPOINTS,
+        source='Chernytska 2021 (crop, normaliser, mean error in % of the side)',
     ),
 }
 

@@ -24,7 +24,7 @@ def make_predict_step(
     @jax.jit
     def predict_step(variables: Any, images: jax.Array) -> Prediction:
         maps: Any = model.apply(variables, images, train=False)
-        return heatmaps.decode(maps, stride=models.STRIDE, **decode)
+        return heatmaps.decode(maps, stride=model.stride, **decode)
 
     return predict_step
 

@@ -31,6 +31,7 @@ from handpose_jax.state import TrainState, init_state
 Loss = Callable[[Any, Any, Any], jax.Array]
 
 LOSSES: dict[str, Loss] = {
+    'iou': losses.iou_loss,
     'squared_error': losses.squared_error_loss,
 }
 
@@ -66,9 +67,9 @@ def make_train_step(
         targets, weights = heatmaps.render(
             batch['keypoints'],
             batch['visible'],
-            height=height // models.STRIDE,
-            width=width // models.STRIDE,
-            stride=models.STRIDE,
+            height=height // model.stride,
+            width=width // model.stride,
+            stride=model.stride,
             sigma=sigma * width / 224,
         )
 
@@ -80,7 +81,12 @@ def make_train_step(
                 mutable=['batch_stats'],
             )
             peak = _mean_peak(maps, batch['visible'])
-            return loss(maps, targets, weights), (updated['batch_stats'], peak)
+            # Some networks have no map of the background.
+            count = maps.shape[-1]
+            return loss(maps, targets[..., :count], weights[:, :count]), (
+                updated['batch_stats'],
+                peak,
+            )
 
         (value, (batch_stats, peak)), gradients = jax.value_and_grad(batch_loss, has_aux=True)(
             state.params
@@ -232,7 +238,7 @@ def _train_dataset(
         batch_size=batch_size,
         seed=config.seed,
         augmentation=Augmentation(**config.augmentation.to_dict()),
-        balance=config.pipeline.balance,
+        balance=config.pipeline.to_dict()['balance'],
         num_threads=config.pipeline.num_threads,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),

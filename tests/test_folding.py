@@ -48,7 +48,11 @@ def random_variables(model, *inputs, dtype=np.float32):
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-@pytest.fixture(scope='module', params=MODELS)
+# Its normalisation stands before the convolutions, with padding between the two.
+UNFOLDABLE = {'unet'}
+
+
+@pytest.fixture(scope='module', params=[name for name in MODELS if name not in UNFOLDABLE])
 def network(request):
     """A small network unfolded and folded, each with its variables and as a traced program.
 
@@ -84,7 +88,7 @@ def primitives(jaxpr):
 
 
 def test_every_network_is_tested():
-    assert set(SMALL) == set(MODELS)
+    assert set(SMALL) == set(MODELS) - UNFOLDABLE
 
 
 def test_a_folded_network_gives_the_same_heatmaps(network):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from handpose_jax import losses
 from handpose_jax.losses import squared_error_loss
 
 SHAPE = (3, 4, 5, 6)
@@ -101,3 +102,50 @@ def test_the_gradient_is_that_of_finite_differences():
 def test_shapes_that_would_broadcast_are_an_error(targets, weights):
     with pytest.raises(ValueError, match=r'squared_error_loss: targets must have the shape'):
         squared_error_loss(jnp.zeros(SHAPE), jnp.zeros(targets), jnp.zeros(weights))
+
+
+def iou_in_float64(heatmaps, targets, weights):
+    """The tutorial's formula, map by map, in NumPy float64."""
+    total, counted = 0.0, 0.0
+    for i, k in np.ndindex(weights.shape):
+        y, p = targets[i, :, :, k].astype(np.float64), heatmaps[i, :, :, k].astype(np.float64)
+        common = (y * p).sum()
+        union = (y * y).sum() + (p * p).sum() - common
+        total += weights[i, k] * (1 - (common + 1e-6) / (union + 1e-6))
+        counted += weights[i, k]
+    return total / counted
+
+
+def test_iou_loss_is_the_formula_and_ignores_what_has_no_weight():
+    rng = np.random.default_rng(0)
+    maps, targets = rng.uniform(size=(2, 3, 6, 5, 4)).astype(np.float32)
+    weights = np.array([[1, 0, 1, 1], [0.5, 1, 0, 1], [1, 1, 1, 0]], np.float32)
+    expected = iou_in_float64(maps, targets, weights)
+    maps[0, :, :, 1] = np.nan
+    value, gradient = jax.value_and_grad(losses.iou_loss)(
+        jnp.asarray(maps), jnp.asarray(targets), jnp.asarray(weights)
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert np.isfinite(gradient).all()
+    assert not np.asarray(gradient)[0, :, :, 1].any()
+
+
+def test_iou_loss_of_equal_maps_is_0_and_of_disjoint_ones_1():
+    one = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(1)
+    other = jnp.roll(one, 2, axis=1)
+    weights = jnp.ones((1, 1))
+    np.testing.assert_allclose(losses.iou_loss(one, one, weights), 0, atol=1e-6)
+    np.testing.assert_allclose(losses.iou_loss(one, other, weights), 1, atol=1e-6)
+    np.testing.assert_allclose(losses.iou_loss(0 * one, 0 * one, weights), 0, atol=1e-6)
+
+
+def test_iou_loss_without_any_weight_is_0():
+    maps = jnp.ones((1, 4, 4, 2))
+    assert losses.iou_loss(maps, maps, jnp.zeros((1, 2))) == 0
+
+
+@pytest.mark.usefixtures('unchecked')
+def test_iou_loss_refuses_shapes_that_would_broadcast():
+    maps = jnp.ones((1, 4, 4, 2))
+    with pytest.raises(ValueError, match='iou_loss: targets must have the shape'):
+        losses.iou_loss(maps, maps[..., :1], jnp.ones((1, 2)))

@@ -15,6 +15,7 @@ from handpose_jax.models import MODELS, NUM_HEATMAPS, STRIDE, build
 from handpose_jax.models.complexity import count_macs, count_parameters
 from handpose_jax.models.decoder import DecoderWidths
 from handpose_jax.models.mobilenet import BLOCKS, UNSTRIDED_BLOCK, MobileNetV2
+from handpose_jax.models.unet import upsample
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
@@ -112,6 +113,11 @@ def test_golden_sizes_are_the_reconstructed_ones(variant, parameters, giga_macs)
     assert golden['macs_224'] / 1e9 == pytest.approx(giga_macs, abs=5e-5 if giga_macs < 2 else 5e-4)
 
 
+def test_the_unet_has_as_many_parameters_as_the_tutorials():
+    golden = json.loads((GOLDEN / 'unet.json').read_text())
+    assert golden['trainable_parameters'] == 491_206
+
+
 def test_half_the_side_is_a_quarter_of_the_operations():
     golden = json.loads((GOLDEN / 'mobilenet_v2.json').read_text())
     assert count_macs(build('mobilenet_v2', implementation='lax'), 112) * 4 == golden['macs_224']
@@ -122,13 +128,14 @@ def test_half_the_side_is_a_quarter_of_the_operations():
 
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize(('height', 'width'), [(224, 224), (112, 112), (96, 160)])
-def test_heatmaps_have_stride_4_and_22_channels(name, height, width):
+def test_heatmaps_have_the_stride_and_channels_that_they_should(name, height, width):
     model = build(name)
     images = jnp.zeros((2, height, width, 3), jnp.uint8)
     maps, _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images))
-    assert STRIDE == 4
-    assert NUM_HEATMAPS == 22
-    assert maps.shape == (2, height // 4, width // 4, 22)
+    assert (STRIDE, NUM_HEATMAPS) == (4, 22)
+    stride, channels = (1, 21) if name == 'unet' else (4, 22)
+    assert model.stride == stride
+    assert maps.shape == (2, height // stride, width // stride, channels)
     assert maps.dtype == jnp.float32
 
 
@@ -151,6 +158,17 @@ def test_a_size_that_does_not_divide_is_refused(small, height, width):
     model, variables, _ = small
     with pytest.raises(ValueError, match=rf'divisible by 16, got \({height}, {width}\)'):
         model.apply(variables, jnp.zeros((1, height, width, 3), jnp.uint8))
+
+
+def test_the_unet_needs_sides_divisible_by_8():
+    with pytest.raises(ValueError, match=r'divisible by 8, got \(60, 64\)'):
+        build('unet').init(jax.random.key(0), jnp.zeros((1, 60, 64, 3), jnp.uint8))
+
+
+def test_upsampling_is_bilinear_with_aligned_pixel_centres():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 7, 3)), jnp.float32)
+    expected = jax.image.resize(x, (2, 10, 14, 3), 'bilinear')
+    np.testing.assert_allclose(upsample(x), expected, rtol=0, atol=1e-6)
 
 
 def test_an_unknown_model_is_refused():

@@ -14,7 +14,7 @@ def test_an_entry_is_complete_and_bears_its_key(name):
     assert protocol.name == name
     assert protocol.description
     assert protocol.source
-    assert protocol.crop_scale > 1
+    assert protocol.crop_scale >= 1
     assert len(set(protocol.keypoints)) == len(protocol.keypoints) > 0
     assert set(protocol.keypoints) <= set(range(21))
 

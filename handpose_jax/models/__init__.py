@@ -12,11 +12,13 @@ from handpose_jax.models.resnet import MEAN as RESNET_MEAN
 from handpose_jax.models.resnet import SCALE as RESNET_SCALE
 from handpose_jax.models.resnet import ResNet50
 from handpose_jax.models.small_unet import SmallUNet
+from handpose_jax.models.unet import UNet
 
 __all__ = ['MODELS', 'NUM_HEATMAPS', 'STRIDE', 'Network', 'build']
 
 Network = nn.Module
-"""What build returns; the name for annotations outside this package."""
+"""What build returns; the name for annotations outside this package. Each has `stride`, the input's
+pixels for each of its maps'."""
 
 
 def mobilenet_v2(
@@ -109,10 +111,31 @@ def small_unet(
     )
 
 
+def unet(
+    *,
+    width: float = 1.0,
+    bn_momentum: float = 0.9,
+    dtype: str = 'float32',
+    implementation: str = 'auto',
+) -> UNet:
+    """The tutorial's network: 21 maps of 0..1 at the resolution of the input.
+
+    Args:
+        width: multiplier on the channels.
+        bn_momentum: momentum of all running statistics.
+        dtype: of the computation, 'float32' or 'bfloat16'; parameters and heatmaps are float32.
+        implementation: of the convolutions, see handpose_jax.models.layers.
+    """
+    return UNet(
+        width=width, bn_momentum=bn_momentum, dtype=jnp.dtype(dtype), implementation=implementation
+    )
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     'mobilenet_v2': mobilenet_v2,
     'resnet50': resnet50,
     'small_unet': small_unet,
+    'unet': unet,
 }
 
 

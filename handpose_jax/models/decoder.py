@@ -4,7 +4,7 @@ Source: Gouidis et al. 2019, figure 2 for the order of the layers; their widths 
 authors' earlier network and reproduce its size (4.24 M parameters with MobileNetV2 1.0).
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -131,6 +131,8 @@ class HeatmapNetwork(nn.Module):
     dtype: Any = jnp.float32
     implementation: str = 'auto'
     folded: bool = False
+
+    stride: ClassVar[int] = STRIDE
 
     @nn.compact
     def __call__(

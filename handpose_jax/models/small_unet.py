@@ -6,13 +6,13 @@ every image. This one is 11 convolutions deep. Ours (confidence C), after Ronneb
 "U-Net", with strided convolutions down and doubled pixels up.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from handpose_jax.models.decoder import NUM_HEATMAPS, check_sides, empty_maps
+from handpose_jax.models.decoder import NUM_HEATMAPS, STRIDE, check_sides, empty_maps
 from handpose_jax.models.layers import ConvBN, conv
 
 FEATURES = (24, 48, 96, 128)
@@ -35,6 +35,8 @@ class SmallUNet(nn.Module):
     dtype: Any = jnp.float32
     implementation: str = 'auto'
     folded: bool = False
+
+    stride: ClassVar[int] = STRIDE
 
     @nn.compact
     def __call__(
