@@ -48,7 +48,9 @@ class Evaluation:
         self._protocol = protocols.get_protocol(config.protocol)
         self._split = config.eval_split
         self._size = config.size
-        self._source = sources.load_source(split=config.eval_split, **config.data.to_dict())
+        # Networks trained on a mixture are measured on one data set.
+        data = config.eval_data if 'eval_data' in config else config.data
+        self._source = sources.load_source(split=config.eval_split, **data.to_dict())
         self._batches = pipeline.eval_batches(
             self._source,
             size=config.size,

@@ -184,6 +184,7 @@ def test_exif_orientation(file_format, orientation):
     decoded = images.decode_image(data, 'a')
     expected = UPRIGHT[orientation](picture(40, 24))
     assert decoded.shape == expected.shape
+    assert images.image_size(data, 'a') == expected.shape[:2]
     assert np.abs(decoded.astype(int) - expected).mean() < 4
 
 
@@ -209,7 +210,20 @@ def test_a_claimed_size_is_refused_before_decoding(size):
         warnings.simplefilter('always')
         with pytest.raises(ValueError, match=rf'bomb\.png.* {size[0]} x {size[1]} .* 64 mega'):
             images.decode_image(png_claiming(*size), 'bomb.png')
+        with pytest.raises(ValueError, match=rf'bomb\.png.* {size[0]} x {size[1]} .* 64 mega'):
+            images.image_size(png_claiming(*size), 'bomb.png')
     assert not caught
+
+
+@pytest.mark.parametrize('data', [b'', b'GIF', b'\x89PNG\r\n\x1a\n', b'<svg/>'])
+def test_the_size_of_what_is_no_image(data):
+    with pytest.raises(ValueError, match='what\\.png'):
+        images.image_size(data, 'what.png')
+
+
+def test_the_size_is_read_without_the_pixels():
+    data = encode(Image.fromarray(picture(100, 60)), 'PNG')
+    assert images.image_size(data[:60], 'a') == (60, 100)
 
 
 def test_the_cap_can_be_moved():

@@ -185,6 +185,29 @@ def test_balance(balance):
         assert max(times) - min(times) <= 1
 
 
+def test_weights_of_groups():
+    groups = 'a' * 32 + 'b' * 8 + 'c' * 2
+    weights = {'a': 1.0, 'b': 3.0, 'c': 0.0}
+    drawn = indices(train(Squares(groups), 42, size=1, augmentation=None, balance=weights))
+    counts = Counter(groups[index] for index in drawn)
+    assert set(counts) == {'a', 'b'}
+    assert counts['a'] / len(drawn) == pytest.approx(0.25, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ('weights', 'message'),
+    [
+        ({'a': 1.0}, r"each of the groups \['a', 'b'\], got weights for \['a'\]"),
+        ({'a': 1.0, 'b': 1.0, 'x': 1.0}, "got weights for .*'x'"),
+        ({'a': 1.0, 'b': -1.0}, 'weights of 0 or more'),
+        ({'a': 0.0, 'b': 0.0}, 'one above 0'),
+    ],
+)
+def test_wrong_weights(weights, message):
+    with pytest.raises(ValueError, match=message):
+        train(Squares('aab'), 2, size=1, balance=weights)
+
+
 def test_balanced_groups_are_shuffled_and_independent():
     drawn = np.array(indices(train(Squares('a' * 16 + 'b' * 16), 16, balance=0.0, size=1)))
     a, b = drawn[drawn < 16], drawn[drawn >= 16] - 16

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from handpose_jax.data import prepared
+from handpose_jax.data import prepared, quarantine
+from handpose_jax.data.quarantine import BadRecord
 from handpose_jax.synthetic import sketch
 
 SETTINGS = {'seed': 0, 'options': {'size': 48}}
@@ -25,12 +26,14 @@ class Make:
 
     first: int = 0
     seconds: float = 0.0
-    fails_at: int = -1
+    fails_at: tuple[int, ...] = ()
 
     def __call__(self, index: int) -> prepared.Example:
         time.sleep(self.seconds)
-        if index == self.fails_at:
-            raise ValueError('keypoints: expected 21, got 20')
+        if index in self.fails_at:
+            raise BadRecord(
+                file='hands.json', record=index, field='keypoints', expected='21', got=20
+            )
         image, keypoints = sketch.draw(np.random.default_rng(self.first + index), 48)
         annotated = np.arange(21) != index % 21
         low, high = keypoints.min(axis=0), keypoints.max(axis=0)
@@ -46,17 +49,17 @@ class Make:
         }
 
 
-def prepare(folder, *, train=10, settings=SETTINGS, workers=2, **make):
+def prepare(folder, *, train=10, settings=SETTINGS, workers=2, evaluation=False, **make):
     prepared.prepare(
         folder,
         'drawn',
         {
-            'train': prepared.Split(train, Make(**make)),
-            'val': prepared.Split(3, Make(first=1000, **make)),
+            'train': prepared.Split(train, Make(**make), published=12, evaluation=evaluation),
+            'val': prepared.Split(3, Make(first=1000), evaluation=True),
         },
         settings=settings,
         description='drawn hands',
-        records_per_shard=4,
+        records_per_shard=4 if train < 100 else 40,
         workers=workers,
     )
 
@@ -150,10 +153,77 @@ def test_other_settings_are_refused_with_the_keys_that_differ(folder):
         prepare(folder, settings={**SETTINGS, 'seed': 5})
 
 
-def test_bad_record_is_named_and_stops(tmp_path):
-    with pytest.raises(ValueError, match='drawn/train, record 5: keypoints: expected 21, got 20'):
-        prepare(tmp_path / 'bad', fails_at=5)
+BAD = "hands.json: record 5, field 'keypoints': expected 21, got 20"
+
+
+def test_a_bad_record_of_an_evaluation_split_is_named_and_stops(tmp_path):
+    with pytest.raises(ValueError, match=f'drawn/train, record 5: {BAD}'):
+        prepare(tmp_path / 'bad', fails_at=(5,), evaluation=True)
     assert not prepared.is_prepared(tmp_path / 'bad')
+
+
+def test_more_than_one_percent_of_bad_records_stops(tmp_path):
+    with pytest.raises(ValueError, match=f"split 'train': 1 of 10 records .*1%.*\n  {BAD}"):
+        prepare(tmp_path / 'bad', fails_at=(5,))
+    # Spread over the shards, so that no shard alone has too many.
+    with pytest.raises(ValueError, match="split 'train': 2 of 120 records"):
+        prepare(tmp_path / 'more', train=120, fails_at=(5, 100))
+    assert not prepared.is_prepared(tmp_path / 'more')
+
+
+def test_a_few_bad_records_are_left_out_and_listed(tmp_path):
+    prepare(tmp_path, train=120, fails_at=(5,))
+    source = prepared.PreparedSource(tmp_path, split='train')
+    assert len(source) == 119
+    names = [source[index]['image_id'] for index in range(119)]
+    assert names == [f'drawn/{index}' for index in range(120) if index != 5]
+    assert quarantine.read(tmp_path) == [
+        quarantine.Entry('train', 5, BAD, 'hands.json', '5', 'keypoints', '21', '20')
+    ]
+    assert prepared.counts(tmp_path) == {
+        'train': {'records': 119, 'published': 12, 'quarantined': 1},
+        'val': {'records': 3, 'published': None, 'quarantined': 0},
+    }
+    prepared.verify(tmp_path)
+    assert not list(tmp_path.glob('*.quarantine.json'))
+
+
+def test_what_was_left_out_before_a_kill_is_still_listed(tmp_path):
+    prepare(tmp_path, train=120, fails_at=(5,))
+    # As it was just before the end: the shards and their lists are there, the rest is not.
+    shard = next(tmp_path.glob('drawn-train*-00000-of-00003'))
+    quarantine.write_of_shard(shard, quarantine.read(tmp_path))
+    for name in ('fingerprint.json', 'counts.json', 'quarantine.json', 'dataset_info.json'):
+        (tmp_path / name).unlink()
+    assert not prepared.is_prepared(tmp_path)
+    prepare(tmp_path, train=120, fails_at=(5,))
+    assert [entry.index for entry in quarantine.read(tmp_path)] == [5]
+    assert len(prepared.PreparedSource(tmp_path)) == 119
+
+
+def test_several_splits_and_whole_images(folder):
+    both = prepared.PreparedSource(folder, split='train+val', crop='image')
+    assert len(both) == 13
+    sample = both[12]
+    assert sample['image_id'] == 'drawn/2'
+    height, width = sample['image'].shape[:2]
+    np.testing.assert_allclose(sample['box'], [-0.5, -0.5, width - 0.5, height - 0.5])
+    assert sample['norm_size'] == 48
+    with pytest.raises(ValueError, match="'box' or 'image', got 'hand'"):
+        prepared.PreparedSource(folder, crop='hand')
+
+
+def test_a_data_set_is_found_by_its_name_in_the_cache(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    with pytest.raises(ValueError, match=r'prepare it first: python datasets/prepare.py drawn'):
+        prepared.PreparedSource(dataset='drawn')
+    (tmp_path / 'handpose_jax').mkdir()
+    (tmp_path / 'handpose_jax' / 'drawn').symlink_to(folder)
+    assert len(prepared.PreparedSource(dataset='drawn')) == 10
+    with pytest.raises(ValueError, match="expected the data set 'other', got 'drawn'"):
+        prepared.PreparedSource(folder, dataset='other')
+    with pytest.raises(ValueError, match=r'data\.root: expected the folder'):
+        prepared.PreparedSource()
 
 
 def test_changed_and_missing_shards_are_found(tmp_path):

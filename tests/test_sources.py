@@ -265,3 +265,47 @@ def test_the_real_hands():
         centre = sample['keypoints'].mean(axis=0)
         assert 0 < centre[0] < width
         assert 0 < centre[1] < height
+
+
+def parts(**changes):
+    return {
+        'one': {'name': 'sketch', 'count': 3, 'size': 40},
+        'two': {'name': 'sketch', 'count': 20, 'size': 48, 'split': 'test', **changes},
+    }
+
+
+def test_a_mixture_is_its_parts_one_after_the_other():
+    mixed = sources.load_source('mixture', parts=parts(), split='train')
+    one = sources.load_source('sketch', count=3, size=40)
+    two = sources.load_source('sketch', count=20, size=48, split='test')
+    assert len(mixed) == len(one) + len(two) == 5
+    assert list(mixed.groups) == ['one'] * 3 + ['two'] * 2
+    expected = [one[0], one[1], one[2], two[0], two[1]]
+    for index, sample in enumerate(expected):
+        assert mixed.image_id(index) == mixed[index]['image_id'] == sample['image_id']
+        np.testing.assert_array_equal(mixed[index]['image'], sample['image'])
+    for index in (-1, 5):
+        with pytest.raises(IndexError):
+            mixed[index]
+
+
+def test_a_mixture_has_another_fingerprint_when_a_part_has():
+    fingerprints = {
+        sources.load_source('mixture', parts=some, split='train').fingerprint()
+        for some in (parts(), parts(count=30), dict(reversed(parts().items())))
+    }
+    assert len(fingerprints) == 3
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'message'),
+    [
+        ({}, 'expected at least one data set'),
+        ({'x': {'count': 3}}, r'data.parts.x.name: expected one of .*prepared'),
+        ({'x': {'name': 'nothing'}}, "data.parts.x: unknown source 'nothing'"),
+        ({'x': {'name': 'sketch', 'count': 0}}, 'data.parts.x: data.count must be at least 1'),
+    ],
+)
+def test_a_mixture_names_its_wrong_part(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        sources.load_source('mixture', parts=wrong)

@@ -87,10 +87,47 @@ def decode_image(
         ValueError: for data that is empty, no such image, too large, truncated or corrupt.
     """
     if not data:
-        raise ValueError(f'{name}: the image file is empty (0 bytes); copy or export it again')
+        raise _empty(name)
     plain = _decode_plain_jpeg(data, max_megapixels)
     if plain is not None:
         return plain
+    image, file_format = _open(data, name, max_megapixels)
+    try:
+        image.load()
+        orientation = _orientation(image)
+        upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        return _rgb(upright)
+    except Exception as error:
+        raise _damaged(name, file_format, error) from error
+
+
+def image_size(
+    data: bytes, name: str, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
+) -> tuple[int, int]:
+    """Reads kind and size of an encoded image from its header, without decoding it.
+
+    Args:
+        data: the content of the file.
+        name: what error messages call it.
+        max_megapixels: refuse images that claim more million pixels than this.
+
+    Returns:
+        (height, width) of the upright image.
+
+    Raises:
+        ValueError: for data that is empty, no image that decode_image takes, or too large. What is
+            damaged behind its header is not found here.
+    """
+    if not data:
+        raise _empty(name)
+    image, file_format = _open(data, name, max_megapixels)
+    width, height = image.size
+    # Pillow tells the size of a TIFF as it is to be seen, of the others as they are stored.
+    lying = _orientation(image) >= 5 and file_format != 'TIFF'
+    return (width, height) if lying else (height, width)
+
+
+def _open(data: bytes, name: str, max_megapixels: float) -> tuple[ImageFile.ImageFile, str]:
     known = [
         (file_format, opener)
         for file_format, prefixes, opener in _OPENERS
@@ -115,13 +152,7 @@ def decode_image(
             f'({width * height / 1e6:.1f} megapixels), more than the {max_megapixels:g} megapixels '
             'allowed; shrink it or raise max_megapixels'
         )
-    try:
-        image.load()
-        orientation = _orientation(image)
-        upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-        return _rgb(upright)
-    except Exception as error:
-        raise _damaged(name, file_format, error) from error
+    return image, file_format
 
 
 _START, _END = b'\xff\xd8', b'\xff\xd9'
@@ -152,6 +183,10 @@ def _decode_plain_jpeg(data: bytes, max_megapixels: float) -> UInt8[np.ndarray, 
             return None
         position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
     return None
+
+
+def _empty(name: str) -> ValueError:
+    return ValueError(f'{name}: the image file is empty (0 bytes); copy or export it again')
 
 
 def _damaged(name: str, file_format: str, error: Exception) -> ValueError:

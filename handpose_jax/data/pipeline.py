@@ -7,6 +7,7 @@ this process: decoding and warping release the interpreter lock.
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import cv2
@@ -27,7 +28,7 @@ def train_dataset(
     batch_size: int,
     seed: int,
     augmentation: Augmentation | None,
-    balance: float = 1.0,
+    balance: float | Mapping[str, float] = 1.0,
     num_threads: int = 2,
     shard_index: int = 0,
     shard_count: int = 1,
@@ -44,7 +45,8 @@ def train_dataset(
         augmentation: None for plain crops.
         balance: b gives each of source.groups a share of the stream proportional to (its number of
             records)**b: 1 takes the records as they are, each once per epoch; 0 shows all groups
-            equally often. Within a group every record comes equally often.
+            equally often. Or the shares themselves, a weight for each group; 0 leaves it out.
+            Within a group every record comes equally often.
         num_threads: threads that make batches; 0 makes them when asked for.
         shard_index: which part of the stream to take, for several processes.
         shard_count: into how many parts the stream is dealt, batch by batch.
@@ -59,7 +61,7 @@ def train_dataset(
     _check(source, size, batch_size, num_threads, shard_index, shard_count)
     if not 0 <= seed < 2**32:
         raise ValueError(f'seed must be in 0..2**32 - 1, got {seed}')
-    if not 0 <= balance <= 1:
+    if not isinstance(balance, Mapping) and not 0 <= balance <= 1:
         raise ValueError(f'balance must be in 0..1, got {balance}')
     if balance == 1:
         indices = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
@@ -156,17 +158,36 @@ def _example(
         raise ValueError(f'record {index} ({name}): {error}') from error
 
 
-def _balanced_indices(source: Source, balance: float, seed: int) -> grain.MapDataset:
+def _balanced_indices(
+    source: Source, balance: float | Mapping[str, float], seed: int
+) -> grain.MapDataset:
     members: dict[str, list[int]] = defaultdict(list)
     for index, group in enumerate(source.groups):
         members[group].append(index)
+    if isinstance(balance, Mapping):
+        _check_weights(balance, members)
     parts, shares = [], []
-    for position, indices in enumerate(members.values()):
+    for position, (group, indices) in enumerate(members.items()):
+        share = balance[group] if isinstance(balance, Mapping) else float(len(indices)) ** balance
+        if not share:
+            continue
         # Neighbouring seeds would give groups of equal size the same order, one epoch apart.
         group_seed = int(np.random.SeedSequence([seed, position]).generate_state(1)[0])
         parts.append(grain.MapDataset.source(indices).shuffle(seed=group_seed).repeat())
-        shares.append(len(indices) ** balance)
+        shares.append(share)
     return grain.MapDataset.mix(parts, shares)
+
+
+def _check_weights(balance: Mapping[str, float], groups: Iterable[str]) -> None:
+    if set(balance) != set(groups):
+        raise ValueError(
+            f'pipeline.balance: expected a weight for each of the groups {sorted(groups)}, got '
+            f'weights for {sorted(balance)}'
+        )
+    if min(balance.values()) < 0 or not sum(balance.values()) > 0:
+        raise ValueError(
+            f'pipeline.balance: expected weights of 0 or more and one above 0, got {dict(balance)}'
+        )
 
 
 def _shard_and_read(

@@ -5,6 +5,8 @@ A prepared data set is a folder that TensorFlow Datasets can open (`tfds.builder
     <name>-<split>.array_record-00003-of-00016   shards, images as encoded bytes
     features.json, dataset_info.json             TFDS's metadata, written last
     prepare.json                                 the settings it was made with
+    counts.json                                  records in each split, beside those published
+    quarantine.json                              records left out, and why (quarantine.py)
     fingerprint.json                             SHA-256 of every shard, and of them all
 
 Each shard is written beside its place and renamed when complete, so a killed preparation goes on
@@ -26,11 +28,12 @@ import numpy as np
 from tqdm import tqdm
 
 from handpose_jax import geometry, hand
-from handpose_jax.data import images
+from handpose_jax.data import images, quarantine
 from handpose_jax.single_thread import keep_to_one_thread
 from handpose_jax.types import Sample
 
 SETTINGS_FILE = 'prepare.json'
+COUNTS_FILE = 'counts.json'
 FINGERPRINT_FILE = 'fingerprint.json'
 
 _FILE_FORMAT = 'array_record'
@@ -44,11 +47,17 @@ class Split(NamedTuple):
 
     Attributes:
         records: how many.
-        make: index to Example; picklable, and a function of the index alone.
+        make: index to Example; picklable, and a function of the index alone. Raises ValueError or
+            OSError for a record that cannot be used.
+        published: how many its authors say it has; None if they do not.
+        evaluation: whether numbers are to be measured on it: then one bad record stops the
+            preparation; else a few are left out and listed, see quarantine.py.
     """
 
     records: int
     make: Callable[[int], Example]
+    published: int | None = None
+    evaluation: bool = False
 
 
 def features(with_3d: bool) -> Any:
@@ -74,6 +83,12 @@ def features(with_3d: bool) -> Any:
         )
         fields['camera'] = tfds.features.Tensor(shape=(3, 3), dtype=np.float32)
     return tfds.features.FeaturesDict(fields)
+
+
+def default_folder(name: str) -> Path:
+    """Where a data set is kept when no folder is given: by its name, in the user's cache."""
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+    return cache / 'handpose_jax' / name
 
 
 def is_prepared(folder: str | os.PathLike[str]) -> bool:
@@ -106,7 +121,7 @@ def prepare(
 
     Raises:
         ValueError: for a folder with other settings or that cannot be written; or for a record that
-            cannot be made, by its split and number.
+            cannot be made, by its split and number, where one stops it or there are too many.
     """
     target = Path(folder)
     if is_prepared(target):
@@ -130,7 +145,7 @@ def prepare(
     ]
     missing = [task for task in tasks if not task.path.exists()]
     _make_shards(tasks, missing, name, workers or _usable_cores())
-    _finish(target, name, tasks, description, with_3d)
+    _finish(target, name, splits, tasks, description, with_3d)
 
 
 def _usable_cores() -> int:
@@ -165,8 +180,14 @@ def _make_shards(
 ) -> None:
     if not missing:
         return
+    quarantined: dict[str, list[quarantine.Entry]] = {}
+    unfinished = {task.path for task in missing}
+    for task in all_:
+        if task.path not in unfinished:
+            quarantined.setdefault(task.split_name, []).extend(quarantine.read_of_shard(task.path))
     total = sum(len(task.indices) for task in all_)
     done = total - sum(len(task.indices) for task in missing)
+    records = {task.split_name: task.split.records for task in all_}
     bar = tqdm(total=total, initial=done, unit='image', desc=f'preparing {name}', smoothing=0.1)
     # Spawned, not forked: the parent may hold threads of JAX, and renderers keep global state.
     context = multiprocessing.get_context('spawn')
@@ -183,7 +204,10 @@ def _make_shards(
             while futures:
                 finished, futures = concurrent.futures.wait(futures, timeout=0.5)
                 for future in finished:
-                    future.result()
+                    for entry in future.result():
+                        entries = quarantined.setdefault(entry.split, [])
+                        entries.append(entry)
+                        quarantine.check_share(entries, entry.split, records[entry.split])
                 while not ticks.empty():
                     bar.update(ticks.get())
         except BaseException:
@@ -191,7 +215,7 @@ def _make_shards(
             raise
 
 
-def _write_shard(shard: _Shard, ticks: Any) -> None:
+def _write_shard(shard: _Shard, ticks: Any) -> list[quarantine.Entry]:
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core import example_serializer
 
@@ -199,26 +223,38 @@ def _write_shard(shard: _Shard, ticks: Any) -> None:
     serializer = example_serializer.ExampleSerializer(fields.get_serialized_info())
     temporary = shard.path.with_name(f'{shard.path.name}.partial-{os.getpid()}')
     writer = ArrayRecordWriter(str(temporary), 'group_size:1')
+    bad: list[quarantine.Entry] = []
     try:
         for index in shard.indices:
             try:
                 example = shard.split.make(index)
             except (ValueError, OSError) as error:
-                raise ValueError(
-                    f'{shard.dataset}/{shard.split_name}, record {index}: {error}'
-                ) from error
+                if shard.split.evaluation:
+                    raise ValueError(
+                        f'{shard.dataset}/{shard.split_name}, record {index}: {error}'
+                    ) from error
+                bad.append(quarantine.entry(shard.split_name, index, error))
+                quarantine.check_share(bad, shard.split_name, shard.split.records)
+                continue
             message = serializer.get_tf_example(fields.encode_example(example))
             # A protobuf map has no order of its own: without this, every process writes another.
             writer.write(message.SerializeToString(deterministic=True))
             ticks.put(1)
         writer.close()
+        quarantine.write_of_shard(shard.path, bad)
         temporary.replace(shard.path)
     finally:
         temporary.unlink(missing_ok=True)
+    return bad
 
 
 def _finish(
-    target: Path, name: str, tasks: Sequence[_Shard], description: str, with_3d: bool
+    target: Path,
+    name: str,
+    splits: Mapping[str, Split],
+    tasks: Sequence[_Shard],
+    description: str,
+    with_3d: bool,
 ) -> None:
     import tensorflow_datasets as tfds
 
@@ -228,15 +264,18 @@ def _finish(
         )
 
     by_split: dict[str, list[_Shard]] = {}
+    lengths: dict[str, list[int]] = {}
     for task in tasks:
+        left_out = len(quarantine.read_of_shard(task.path))
         by_split.setdefault(task.split_name, []).append(task)
+        lengths.setdefault(task.split_name, []).append(len(task.indices) - left_out)
     tfds.folder_dataset.write_metadata(
         data_dir=target,
         features=features(with_3d),
         split_infos=[
             tfds.core.SplitInfo(
                 name=split_name,
-                shard_lengths=[len(shard.indices) for shard in shards],
+                shard_lengths=lengths[split_name],
                 num_bytes=sum(shard.path.stat().st_size for shard in shards),
                 filename_template=template(split_name),
             )
@@ -246,11 +285,27 @@ def _finish(
         description=description,
         check_data=False,
     )
+    counts = {
+        split_name: {
+            'records': sum(lengths[split_name]),
+            'published': split.published,
+            'quarantined': split.records - sum(lengths[split_name]),
+        }
+        for split_name, split in splits.items()
+    }
+    _write_json(target / COUNTS_FILE, counts)
+    quarantine.gather(target, [task.path for task in tasks])
     digests = {task.path.name: _digest(task.path) for task in tasks}
     whole = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
     for leftover in target.glob('*.partial-*'):
         leftover.unlink()
     _write_json(target / FINGERPRINT_FILE, {'sha256': whole, 'shards': digests})
+    quarantine.clear(target)
+
+
+def counts(folder: str | os.PathLike[str]) -> dict[str, dict[str, int | None]]:
+    """For each split of a finished data set its 'records', 'published' and 'quarantined'."""
+    return json.loads((Path(folder) / COUNTS_FILE).read_text())
 
 
 def fingerprint(folder: str | os.PathLike[str]) -> str:
@@ -308,39 +363,57 @@ class PreparedSource:
     """Reads a prepared data set.
 
     Args:
-        root: its folder.
-        split: one of its splits.
-        crop_scale: side of the crop over the longest side of the record's box.
+        root: its folder; '' for the place where `dataset` is kept by default.
+        dataset: its name; not needed with a root.
+        split: one of its splits, or several joined by '+'.
+        crop: what is cut out: 'box', the square around the record's box; or 'image', the whole
+            image, whose longest side is then norm_size too.
+        crop_scale: for 'box': side of the square over the longest side of the record's box.
         hidden: whether keypoints that are annotated but hidden from view count too.
         max_megapixels: see images.decode_image.
 
     Raises:
-        ValueError: if the folder holds no finished data set, or not this split.
+        ValueError: if the folder holds no finished data set, another one, or not this split; for
+            another crop.
     """
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | os.PathLike[str] = '',
         *,
+        dataset: str = '',
         split: str = 'train',
+        crop: str = 'box',
         crop_scale: float = 2.2,
         hidden: bool = True,
         max_megapixels: float = images.DEFAULT_MAX_MEGAPIXELS,
     ):
         import tensorflow_datasets as tfds
 
-        self._root = Path(root)
+        if not (root or dataset):
+            raise ValueError(
+                'data.root: expected the folder of a prepared data set, or its name in '
+                "data.dataset, got ''"
+            )
+        self._root = Path(root) if root else default_folder(dataset)
         if not is_prepared(self._root):
+            command = f'python datasets/prepare.py {dataset or "NAME"}'
             raise ValueError(
                 f'{self._root}: no finished data set there ({FINGERPRINT_FILE} is missing); '
-                'prepare it first, see datasets/README.md'
+                f'prepare it first: {command} --help, and datasets/README.md'
             )
         builder = tfds.builder_from_directory(self._root)
-        if split not in builder.info.splits:
-            known = ', '.join(sorted(builder.info.splits))
-            raise ValueError(f'{self._root}: no split {split!r}; there are {known}')
+        for one in split.split('+'):
+            if one not in builder.info.splits:
+                known = ', '.join(sorted(builder.info.splits))
+                raise ValueError(f'{self._root}: no split {one!r}; there are {known}')
+        if crop not in ('box', 'image'):
+            raise ValueError(f"data.crop: expected 'box' or 'image', got {crop!r}")
         self._name = builder.info.name
+        if dataset not in ('', self._name):
+            raise ValueError(f'{self._root}: expected the data set {dataset!r}, got {self._name!r}')
         self._split = split
+        self._crop = crop
         self._crop_scale = crop_scale
         self._counted = 'annotated' if hidden else 'visible'
         self._max_megapixels = max_megapixels
@@ -368,14 +441,21 @@ class PreparedSource:
 
     def __getitem__(self, index: int, /) -> Sample:
         record = self._records[index]
+        image = images.decode_image(
+            record['image'], self.image_id(index), max_megapixels=self._max_megapixels
+        )
+        if self._crop == 'image':
+            box = geometry.square_box(geometry.whole_image_box(*image.shape[:2]))
+            norm_size = float(max(image.shape[:2]))
+        else:
+            box = geometry.square_box(record['box'], self._crop_scale)
+            norm_size = float(record['norm_size'])
         return {
-            'image': images.decode_image(
-                record['image'], self.image_id(index), max_megapixels=self._max_megapixels
-            ),
+            'image': image,
             'keypoints': record['keypoints'],
             'visible': record[self._counted],
-            'box': geometry.square_box(record['box'], self._crop_scale).astype(np.float32),
+            'box': box.astype(np.float32),
             'is_left': bool(record['is_left']),
-            'norm_size': float(record['norm_size']),
+            'norm_size': norm_size,
             'image_id': record['image_id'].decode(),
         }

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 
 from handpose_jax import geometry, hand
 from handpose_jax.data import images
+from handpose_jax.data.mixture import MixtureSource
 from handpose_jax.data.prepared import PreparedSource
 from handpose_jax.data.synthetic_hands import SyntheticSource
 from handpose_jax.synthetic import sketch
@@ -126,6 +127,10 @@ class FolderSource:
         """The record's `id`; without one its file, and '#number' if the file has several hands."""
         return self._records[index].image_id
 
+    def record(self, index: int, /) -> 'Record':
+        """One record as it stands in the file, without its image; not to be changed."""
+        return self._records[index]
+
     def __getitem__(self, index: int, /) -> Sample:
         """Reads one record with its image.
 
@@ -220,8 +225,30 @@ class SketchSource:
         }
 
 
+def mixture(*, parts: Mapping[str, Mapping[str, Any]], split: str = '') -> MixtureSource:
+    """Several sources as one; config.data.name = 'mixture' makes it.
+
+    Args:
+        parts: by a name of the part, what load_source takes: {'name': .., 'split': .., ..}.
+        split: of the parts that name none themselves.
+
+    Raises:
+        ValueError: naming the part, for what its source refuses.
+    """
+    loaded: dict[str, Source] = {}
+    for name, part in parts.items():
+        if 'name' not in part:
+            raise ValueError(f'data.parts.{name}.name: expected one of {sorted(SOURCES)}, got none')
+        try:
+            loaded[name] = load_source(**{'split': split, **part})
+        except ValueError as error:
+            raise ValueError(f'data.parts.{name}: {error}') from error
+    return MixtureSource(loaded)
+
+
 SOURCES: dict[str, Callable[..., Source]] = {
     'folder': FolderSource,
+    'mixture': mixture,
     'prepared': PreparedSource,
     'sketch': SketchSource,
     'synthetic_hands': SyntheticSource,
@@ -244,7 +271,12 @@ def load_source(name: str, **kwargs: Any) -> Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Record:
+class Record:
+    """One record of FolderSource, checked: the fields of the JSON file, absent ones filled in.
+
+    `number` counts the file's records from 0; `box` is in image pixels, not yet a square.
+    """
+
     number: int
     file: str
     image_id: str
@@ -280,9 +312,9 @@ def _read_list(path: Path) -> list[Any]:
     return values
 
 
-def _parse_records(values: list[Any], root: Path, path: Path) -> list[_Record]:
+def _parse_records(values: list[Any], root: Path, path: Path) -> list[Record]:
     uses = Counter(v['file'] for v in values if isinstance(v, dict) and _is_text(v.get('file')))
-    records: list[_Record] = []
+    records: list[Record] = []
     problems: list[str] = []
     numbers: dict[str, int] = {}
     existing: dict[str, bool] = {}
@@ -315,7 +347,7 @@ def _parse_records(values: list[Any], root: Path, path: Path) -> list[_Record]:
 
 def _parse_record(
     value: Any, number: int, uses: Mapping[str, int]
-) -> tuple[_Record | None, list[str]]:
+) -> tuple[Record | None, list[str]]:
     if not isinstance(value, dict):
         return None, [f'expected an object, got {_show(value)}']
     fields: dict[str, Any] = {}
@@ -347,7 +379,7 @@ def _parse_record(
                 f"'box'), got all of them at {box[:2].tolist()}"
             ]
     default_id = fields['file'] if uses[fields['file']] == 1 else f'{fields["file"]}#{number}'
-    record = _Record(
+    record = Record(
         number=number,
         file=fields['file'],
         image_id=fields['id'] or default_id,
@@ -364,8 +396,8 @@ def _parse_record(
 
 
 def _select(
-    records: list[_Record], values: list[Any], split: str, where: Mapping[str, str], path: Path
-) -> tuple[_Record, ...]:
+    records: list[Record], values: list[Any], split: str, where: Mapping[str, str], path: Path
+) -> tuple[Record, ...]:
     of_split = [record for record in records if split in ('', record.split)]
     if not of_split:
         counts = Counter(record.split for record in records)

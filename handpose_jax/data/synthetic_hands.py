@@ -99,7 +99,9 @@ def prepare(
         NAME,
         {
             split: prepared.Split(
-                count if split == 'train' else tenth, MakeExample(options, seed, first)
+                count if split == 'train' else tenth,
+                MakeExample(options, seed, first),
+                evaluation=split != 'train',
             )
             for split, first in _FIRST_OF_SPLIT.items()
         },
@@ -113,8 +115,7 @@ def prepare(
 def default_folder(options: SceneOptions, *, count: int, seed: int) -> Path:
     """Where a data set is kept when no folder is given: the user's cache, by its settings."""
     text = json.dumps(settings(options, count=count, seed=seed), sort_keys=True)
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    return cache / 'handpose_jax' / f'{NAME}-{hashlib.sha256(text.encode()).hexdigest()[:12]}'
+    return prepared.default_folder(f'{NAME}-{hashlib.sha256(text.encode()).hexdigest()[:12]}')
 
 
 class SyntheticSource(prepared.PreparedSource):
