@@ -151,7 +151,7 @@ def build(
     if schedule_name == 'plateau':
         parts.append(plateau(**{key: kwargs[key] for key in kwargs.keys() & on_plateau}))
     tx = parts[0] if len(parts) == 1 else optax.chain(*parts)
-    return optax.with_extra_args_support(tx), rate
+    return optax.with_extra_args_support(tx), jax.jit(rate)
 
 
 def current_rate(rate: optax.Schedule, opt_state: optax.OptState, step: int) -> float:

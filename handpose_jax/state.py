@@ -66,13 +66,20 @@ def init_state(
     if init_from:
         variables = pretrained.init_from(variables, init_from, model_name=model_name)
     params = jax.tree.map(jnp.asarray, variables['params'])
+
+    # As one program: hundreds of small ones would cost seconds before the first step.
+    @jax.jit
+    def rest(params: Any) -> tuple[optax.OptState, Any]:
+        # A copy of its own: the step donates its input, and one buffer cannot be given twice.
+        return tx.init(params), jax.tree.map(jnp.copy, params) if use_ema else None
+
+    opt_state, ema = rest(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=jax.tree.map(jnp.asarray, variables['batch_stats']),
-        opt_state=tx.init(params),
-        # A copy of its own: the step donates its input, and one buffer cannot be given twice.
-        ema=jax.tree.map(jnp.copy, params) if use_ema else None,
+        opt_state=opt_state,
+        ema=ema,
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
