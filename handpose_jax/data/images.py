@@ -6,8 +6,10 @@ and without holding up other threads.
 """
 
 import io
+import operator
 import os
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -122,8 +124,10 @@ def image_size(
         raise _empty(name)
     image, file_format = _open(data, name, max_megapixels)
     width, height = image.size
-    # Pillow tells the size of a TIFF as it is to be seen, of the others as they are stored.
-    lying = _orientation(image) >= 5 and file_format != 'TIFF'
+    # Pillow tells the size of a TIFF as it is to be seen, of the others as they are stored. A PNG's
+    # own way to its EXIF block would decode the picture; the general one reads what comes before.
+    orientation = _orientation(image, Image.Image.getexif)
+    lying = orientation >= 5 and file_format != 'TIFF'
     return (width, height) if lying else (height, width)
 
 
@@ -196,10 +200,12 @@ def _damaged(name: str, file_format: str, error: Exception) -> ValueError:
     )
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(
+    image: Image.Image, read: Callable[[Any], Image.Exif] = operator.methodcaller('getexif')
+) -> int:
     # Photo viewers show a picture whose EXIF block is damaged as it is stored, and so do we.
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        return read(image).get(ExifTags.Base.Orientation, 1)
     except Exception:
         return 1
 

@@ -87,8 +87,8 @@ def sample(
             if ((keypoints > low) & (keypoints < high)).all():
                 image = paint(rng, keypoints, height=height, width=width)
                 return DrawnHand(image, keypoints, points, camera, is_left)
-        else:
-            depth *= 1.15
+        # Nearer to the border a hand looks larger, so it may not fit there after all.
+        depth *= 1.1
     raise ValueError(
         f'a hand at {distance} m does not fit into {width} x {height} pixels of the camera '
         f'{camera.tolist()}; give a shorter focal length or a larger distance'
