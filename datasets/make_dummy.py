@@ -1,6 +1,6 @@
 """Writes made-up hands in a data set's own layout: python datasets/make_dummy.py NAME DIR.
 
-Flat drawings with the files, folders and formats that its authors publish, for trying prepare.py and
+Flat drawings in the files, folders and formats that its authors publish, for trying prepare.py and
 a config before the real data is there. DIR is then what prepare.py takes as --manual_dir.
 """
 

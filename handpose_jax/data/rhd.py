@@ -23,9 +23,11 @@ read by safe_pickle.py instead.
 Source: Zimmermann and Brox 2017, and the description that comes with the data set.
 """
 
+import hashlib
 import os
 import pickle
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -95,19 +97,33 @@ class RhdAnnotations(Sequence[RhdHand]):
     Args:
         folder: of the data set; holds the folders of the splits.
         split: 'training' or 'evaluation'.
+        cache: file for a copy of the annotations that is read in a moment, where the published
+            pickle takes a minute; written here, unless it holds these annotations already.
 
     Raises:
         ValueError: for a split that does not exist, or annotations that cannot be read, are larger
             than any RHD, hold anything but plain values and arrays, or are no dictionary of
             records by number.
+        OSError: if the cache cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], split: str):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        split: str,
+        *,
+        cache: str | os.PathLike[str] | None = None,
+    ):
         _check_split(split)
         self._split = split
         self._folder = Path(folder) / split
         self._path = self._folder / f'anno_{split}.pickle'
-        self._records = _read_records(self._path)
+        data = _read_bytes(self._path)
+        self._records: Mapping[int, Any]
+        if cache is None:
+            self._records = _parse_pickle(data, self._path)
+        else:
+            self._records = _read_cached(data, self._path, Path(cache))
         self._ids = sorted(self._records)
 
     def __len__(self) -> int:
@@ -164,6 +180,38 @@ class RhdAnnotations(Sequence[RhdHand]):
         )
 
 
+class WrittenHand(NamedTuple):
+    """One of the hands of a record.
+
+    Attributes:
+        keypoints: f[21 2], (x, y), image pixels, in the order of handpose_jax.hand.
+        visible: bool[21].
+        keypoints_3d: f[21 3], metres, camera frame.
+    """
+
+    keypoints: Float[np.ndarray, '21 2']
+    visible: Bool[np.ndarray, '21']
+    keypoints_3d: Float[np.ndarray, '21 3']
+
+
+class WrittenRecord(NamedTuple):
+    """What a record of RHD consists of; a hand that is not there is None.
+
+    Attributes:
+        image: RGB.
+        mask: in RHD's values, see the module.
+        camera: f[3 3] intrinsic matrix.
+        left: the left hand.
+        right: the right hand.
+    """
+
+    image: UInt8[np.ndarray, 'h w 3']
+    mask: UInt8[np.ndarray, 'h w']
+    camera: Float[np.ndarray, '3 3']
+    left: WrittenHand | None
+    right: WrittenHand | None
+
+
 def write_rhd(
     folder: str | os.PathLike[str], split: str, samples: Iterable[scene.RenderedHand]
 ) -> int:
@@ -185,37 +233,69 @@ def write_rhd(
         ValueError: for another split, or if the split's folder holds files already.
         OSError: if a file cannot be written.
     """
+    return write_records(folder, split, (_of_rendered(sample) for sample in samples))
+
+
+def write_records(
+    folder: str | os.PathLike[str], split: str, records: Iterable[WrittenRecord]
+) -> int:
+    """Writes records as a split of RHD, numbered from 0; see write_rhd.
+
+    Args:
+        folder: of the data set; the split is made in it.
+        split: 'training' or 'evaluation'.
+        records: taken one by one.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        ValueError: for another split, or if the split's folder holds files already.
+        OSError: if a file cannot be written.
+    """
     _check_split(split)
     target = Path(folder) / split
     if target.exists() and any(target.iterdir()):
         raise ValueError(f'{target}: expected a new or empty folder; remove it or give another')
     for name in ('color', 'mask'):
         (target / name).mkdir(parents=True, exist_ok=True)
-    records: dict[int, dict[str, np.ndarray]] = {}
-    for number, sample in enumerate(samples):
-        Image.fromarray(sample.image).save(target / 'color' / f'{number:05d}.png')
-        mask = np.zeros(sample.mask.shape, np.uint8)
-        mask[sample.mask == scene.FOREARM] = _MASK_PERSON
-        mask[sample.mask == scene.HAND] = _MASK_LEFT_PALM if sample.is_left else _MASK_RIGHT_PALM
-        Image.fromarray(mask).save(target / 'mask' / f'{number:05d}.png')
-        records[number] = _record(sample)
+    annotations: dict[int, dict[str, np.ndarray]] = {}
+    for number, record in enumerate(records):
+        Image.fromarray(record.image).save(target / 'color' / f'{number:05d}.png')
+        Image.fromarray(record.mask).save(target / 'mask' / f'{number:05d}.png')
+        annotations[number] = _annotation(record)
     # Last and at once, so that a split that was not finished has no annotations.
     path = target / f'anno_{split}.pickle'
     temporary = path.with_suffix('.partial')
     with temporary.open('wb') as file:
-        pickle.dump(records, file, protocol=2)
+        pickle.dump(annotations, file, protocol=2)
     temporary.replace(path)
-    return len(records)
+    return len(annotations)
 
 
-def _record(sample: scene.RenderedHand) -> dict[str, np.ndarray]:
+def _of_rendered(sample: scene.RenderedHand) -> WrittenRecord:
+    mask = np.zeros(sample.mask.shape, np.uint8)
+    mask[sample.mask == scene.FOREARM] = _MASK_PERSON
+    mask[sample.mask == scene.HAND] = _MASK_LEFT_PALM if sample.is_left else _MASK_RIGHT_PALM
+    only = WrittenHand(sample.keypoints, sample.visible, sample.keypoints_3d)
+    return WrittenRecord(
+        image=sample.image,
+        mask=mask,
+        camera=sample.camera,
+        left=only if sample.is_left else None,
+        right=None if sample.is_left else only,
+    )
+
+
+def _annotation(record: WrittenRecord) -> dict[str, np.ndarray]:
     order = list(_RHD_INDEX)
-    rows = _LEFT if sample.is_left else _RIGHT
     uv_vis = np.zeros(_FIELDS['uv_vis'], np.float32)
     xyz = np.zeros(_FIELDS['xyz'], np.float32)
-    uv_vis[rows] = np.column_stack([sample.keypoints, sample.visible])[order]
-    xyz[rows] = sample.keypoints_3d[order]
-    return {'uv_vis': uv_vis, 'xyz': xyz, 'K': np.asarray(sample.camera, np.float64)}
+    for rows, one in ((_LEFT, record.left), (_RIGHT, record.right)):
+        if one is not None:
+            uv_vis[rows] = np.column_stack([one.keypoints, one.visible])[order]
+            xyz[rows] = one.keypoints_3d[order]
+    return {'uv_vis': uv_vis, 'xyz': xyz, 'K': np.asarray(record.camera, np.float64)}
 
 
 def _check_split(split: str) -> None:
@@ -223,7 +303,7 @@ def _check_split(split: str) -> None:
         raise ValueError(f'the splits of RHD are {SPLITS}, got {split!r}')
 
 
-def _read_records(path: Path) -> dict[int, Any]:
+def _read_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > _MAX_BYTES:
@@ -231,13 +311,16 @@ def _read_records(path: Path) -> dict[int, Any]:
                 f'{path}: expected at most {_MAX_BYTES:,} bytes, got {size:,}; no annotations of '
                 'RHD are as large as that'
             )
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise ValueError(
             f'{path}: no such annotation file; give the folder that holds {" and ".join(SPLITS)}'
         ) from error
     except OSError as error:
         raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
+
+
+def _parse_pickle(data: bytes, path: Path) -> dict[int, Any]:
     try:
         records = safe_pickle.load(data)
     except ValueError as error:
@@ -255,12 +338,79 @@ def _read_records(path: Path) -> dict[int, Any]:
     return records
 
 
-def _parse_record(record: Any, size: tuple[int, int]) -> dict[str, np.ndarray]:
+class _Table(Mapping[int, dict[str, np.ndarray]]):
+    """Records as a few large arrays, by number; or what is wrong with one, raised when taken."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self._arrays = {name: arrays[name] for name in _FIELDS}
+        self._rows = {int(number): row for row, number in enumerate(arrays['number'])}
+        bad = zip(arrays['bad'].tolist(), arrays['problem'].tolist(), strict=True)
+        self._problems: dict[int, str] = dict(bad)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._rows)
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        if number in self._problems:
+            raise ValueError(self._problems[number])
+        row = self._rows[number]
+        return {name: array[row] for name, array in self._arrays.items()}
+
+
+def _read_cached(data: bytes, path: Path, cache: Path) -> _Table:
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        with cache.open('rb') as file, np.load(file, allow_pickle=False) as stored:
+            if str(stored['sha256']) == digest:
+                return _Table(stored)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        # Absent, or left unfinished by something else: it is made again.
+        pass
+    arrays = _tabulate(_parse_pickle(data, path))
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cache.with_name(f'{cache.name}.partial-{os.getpid()}')
+    try:
+        with temporary.open('wb') as out:
+            np.savez(out, allow_pickle=False, sha256=np.array(digest), **arrays)
+        temporary.replace(cache)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return _Table(arrays)
+
+
+def _tabulate(records: Mapping[int, Any]) -> dict[str, np.ndarray]:
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in _FIELDS}
+    problems: dict[int, str] = {}
+    for number, record in records.items():
+        try:
+            fields = _parse_fields(record)
+        except ValueError as error:
+            problems[number] = str(error)
+            fields = {name: np.zeros(shape, np.float32) for name, shape in _FIELDS.items()}
+        for name, value in fields.items():
+            kept[name].append(value)
+    return {
+        # Stacked in the widest type that occurs, so that no value changes.
+        **{name: np.stack(values) for name, values in kept.items()},
+        'number': np.array(list(records), np.int64),
+        'bad': np.array(list(problems), np.int64),
+        'problem': np.array(list(problems.values()), np.str_),
+    }
+
+
+def _parse_fields(record: Any) -> dict[str, np.ndarray]:
     if not isinstance(record, dict):
         raise ValueError(
             f'expected a dictionary of {list(_FIELDS)}, got {safe_pickle.describe(record)}'
         )
-    values = {name: _parse_field(record, name, shape) for name, shape in _FIELDS.items()}
+    return {name: _parse_field(record, name, shape) for name, shape in _FIELDS.items()}
+
+
+def _parse_record(record: Any, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    values = _parse_fields(record)
     uv_vis, xyz = values['uv_vis'], values['xyz']
     _check_range('uv_vis', uv_vis, _MAX_PIXELS, 'px')
     _check_range('xyz', xyz, _MAX_METRES, 'm')
@@ -326,8 +476,9 @@ def _check_camera(camera: Float[np.ndarray, '3 3'], size: tuple[int, int]) -> No
 
 def _read_mask(path: Path) -> UInt8[np.ndarray, 'h w']:
     rgb = images.read_image(path)
-    mask = rgb[:, :, 0]
-    if (rgb != mask[:, :, None]).any():
+    # Copied: comparing every third byte takes several times as long.
+    mask = np.ascontiguousarray(rgb[:, :, 0])
+    if (rgb[:, :, 1] != mask).any() or (rgb[:, :, 2] != mask).any():
         raise ValueError(f'{path}: expected a mask in grey levels, got one in colours')
     if mask.max() > _MASK_RIGHT_PALM:
         raise ValueError(
@@ -340,8 +491,8 @@ def _left_is_dominant(
     values: dict[str, np.ndarray], mask: UInt8[np.ndarray, 'h w'], mask_path: Path
 ) -> bool:
     pixels = {
-        'left': int(((mask >= _MASK_LEFT_FIRST) & (mask <= _MASK_LEFT_PALM)).sum()),
-        'right': int((mask > _MASK_LEFT_PALM).sum()),
+        'left': np.count_nonzero((mask >= _MASK_LEFT_FIRST) & (mask <= _MASK_LEFT_PALM)),
+        'right': np.count_nonzero(mask > _MASK_LEFT_PALM),
     }
     ranks = {}
     for side, rows in (('left', _LEFT), ('right', _RIGHT)):
