@@ -1,4 +1,4 @@
-"""Images per second: of the input pipeline, of the training step, and of rendering hands.
+"""Images per second: of input, training step, rendering, and preparing data sets.
 
     python benchmarks/throughput.py                         drawn hands, no download
     HANDPOSE_ASSETS=DIR python benchmarks/throughput.py     photographs of DIR/real_hands too
@@ -18,12 +18,14 @@ import multiprocessing
 import os
 import pathlib
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import machine
+import preparation
 import torch_peer
 from ml_collections import ConfigDict
 
@@ -203,6 +205,11 @@ def main() -> None:
     )
     if not importlib.util.find_spec('torch'):
         print('PyTorch is not installed: its training step is not measured')
+    scratch = tempfile.TemporaryDirectory()
+    for name in preparation.MADE_UP:
+        makers[f'prepare_{name}'] = functools.partial(
+            preparation.preparation_round, name, pathlib.Path(scratch.name)
+        )
     makers['render_224'] = functools.partial(render_round, pictures=20)
     rounds = {name: make() for name, make in makers.items() if flags.only in name}
     rates: dict[str, list[float]] = {name: [] for name in rounds}
@@ -242,6 +249,7 @@ def main() -> None:
     flags.output.write_text(json.dumps(results, indent=2) + '\n')
     for pool in _pools:
         pool.shutdown()
+    scratch.cleanup()
 
 
 if __name__ == '__main__':

@@ -125,5 +125,5 @@ def _draw(config: ConfigDict) -> None:
     """Drawn hands instead of the data set, so that no file is needed."""
     config.data = ConfigDict({'name': 'sketch', 'count': 10, 'crop_scale': 2.2})
     del config.eval_data
-    config.pipeline.balance = 1.0
+    config.pipeline = ConfigDict({'balance': 1.0, 'num_threads': 2})
     config.train_split = 'train'

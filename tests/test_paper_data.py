@@ -64,7 +64,8 @@ def test_every_config_that_needs_a_data_set_is_here():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('cache')
+# Checked by beartype, the same network would be traced once more for each config.
+@pytest.mark.usefixtures('cache', 'unchecked')
 @pytest.mark.parametrize('name', PAPER_CONFIGS)
 def test_prepared_trained_and_evaluated(name, tmp_path):
     config = load(next(path for path in CONFIGS if path.stem == name), 'smoke_prepared')
