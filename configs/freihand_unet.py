@@ -27,7 +27,9 @@ def get_config(variant: str = '') -> ConfigDict:
     config.sigma = 5.25  # of the target peaks, pixels of a 224 crop: 3 px at 128
     config.loss = 'iou'
     config.ema = 0.0  # weight of the old average of the parameters; 0: none
-    config.init_from = ''  # this network has no pretrained weights
+    config.init_from = (
+        ''  # the tutorial's weights, see handpose_jax/models/torch_unet.py; '': random
+    )
 
     config.model = ConfigDict()
     config.model.name = 'unet'

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from handpose_jax import models
-from handpose_jax.models import pretrained
+from handpose_jax.models import pretrained, torch_unet
 
 
 class TrainState(NamedTuple):
@@ -55,15 +55,18 @@ def init_state(
         size: side of the input, pixels.
         seed: of the random parameters.
         use_ema: keep a moving average of the parameters.
-        init_from: file of ImageNet weights for the encoder, see models/pretrained.py; '' for none.
-        model_name: the encoder's name, needed with init_from.
+        init_from: file of ImageNet weights for the encoder, see models/pretrained.py, or of the
+            tutorial's weights for the U-Net, see models/torch_unet.py; '' for none.
+        model_name: the network's name, needed with init_from.
 
     Raises:
         ValueError: if the weights do not fit the network.
     """
     images = jnp.zeros((1, size, size, 3), jnp.uint8)
     variables = jax.jit(lambda key: model.init(key, images))(jax.random.key(seed))
-    if init_from:
+    if init_from and model_name == 'unet':
+        variables = torch_unet.convert(torch_unet.read(init_from), variables)
+    elif init_from:
         variables = pretrained.init_from(variables, init_from, model_name=model_name)
     params = jax.tree.map(jnp.asarray, variables['params'])
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.special
 
 from handpose_jax import geometry, heatmaps, losses
@@ -227,6 +228,72 @@ def test_refining_moves_at_most_half_a_pixel_on_any_map(seed):
 
 
 # --- spatial softmax, peaks -----------------------------------------------------------------------
+
+
+def dark_in_float64(maps, pixel, sigma):
+    """Zhang et al. 2020, section 3.2, for one map: blur, logarithm, one Newton step."""
+    blurred = np.log(
+        np.maximum(
+            scipy.ndimage.gaussian_filter(
+                maps.astype(np.float64), sigma, mode='constant', truncate=20
+            ),
+            1e-6,
+        )
+    )
+    x, y = pixel
+    g = np.array([blurred[y, x + 1] - blurred[y, x - 1], blurred[y + 1, x] - blurred[y - 1, x]]) / 2
+    hxx = (blurred[y, x + 2] - 2 * blurred[y, x] + blurred[y, x - 2]) / 4
+    hyy = (blurred[y + 2, x] - 2 * blurred[y, x] + blurred[y - 2, x]) / 4
+    hxy = (
+        blurred[y + 1, x + 1]
+        - blurred[y + 1, x - 1]
+        - blurred[y - 1, x + 1]
+        + blurred[y - 1, x - 1]
+    ) / 4
+    return np.array(pixel) - np.linalg.solve(np.array([[hxx, hxy], [hxy, hyy]]), g)
+
+
+def test_dark_is_the_published_step():
+    """On noisy bumps that lie askew, against NumPy and SciPy in float64."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    maps, expected, pixels = [], [], []
+    for _ in range(21):
+        x, y = rng.uniform(8, 20, 2)
+        dx, dy = columns - x, rows - y
+        bump_askew = np.exp(-(dx**2 + 0.6 * dx * dy + 0.8 * dy**2) / 8)
+        noisy = bump_askew + rng.uniform(0, 0.02, bump_askew.shape)
+        pixel = np.unravel_index(noisy.argmax(), noisy.shape)[::-1]
+        maps.append(noisy)
+        pixels.append(pixel)
+        expected.append(dark_in_float64(noisy, pixel, SIGMA))
+    stacked = np.stack(maps, axis=-1)[None].astype(np.float32)
+    found = heatmaps.refine_dark(jnp.asarray(stacked), jnp.asarray([pixels]), sigma_map=SIGMA)
+    assert np.abs(np.array(expected) - pixels).max() < 1
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=2e-4)
+
+
+def test_dark_is_exact_for_a_gaussian_and_leaves_borders_and_plains_alone():
+    truth = np.array([11.3, 14.6])
+    maps = np.stack([bump(*truth), bump(1, 14.4), np.ones((SIDE, SIDE))], axis=-1)
+    maps = np.concatenate([maps, np.zeros((SIDE, SIDE, 18))], axis=-1)[None].astype(np.float32)
+    pixels = jnp.asarray([[[11, 15], [1, 14], [9, 9]] + [[5, 5]] * 18])
+    found = heatmaps.refine_dark(jnp.asarray(maps), pixels, sigma_map=SIGMA)[0]
+    np.testing.assert_allclose(found[0], truth, rtol=0, atol=2e-3)
+    np.testing.assert_array_equal(found[1:], pixels[0, 1:])
+
+
+def test_decode_with_dark():
+    maps = np.repeat(bump(11.3, 14.6)[None, :, :, None], 22, axis=3).astype(np.float32)
+    points = decoded_pixels(maps, refinement='dark')
+    np.testing.assert_allclose(points, np.tile([11.3, 14.6], (21, 1)), rtol=0, atol=5e-3)
+
+
+@pytest.mark.usefixtures('unchecked')
+def test_an_unknown_refinement_is_refused():
+    maps = jnp.zeros((1, 8, 8, 22))
+    with pytest.raises(ValueError, match="'parabola' or 'dark', got 'spline'"):
+        heatmaps.decode(maps, stride=1, refinement='spline')
 
 
 def test_the_spatial_softmax_is_scipys_and_sums_to_one():
