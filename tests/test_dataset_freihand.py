@@ -309,7 +309,7 @@ def test_tables_of_different_length_stop_at_once(few, field, change, match):
     [
         ('[[[0.1, 0.2', r'training_xyz\.json: expected a JSON file .*Expecting'),
         ('', r'training_xyz\.json: expected a JSON file .*Expecting value'),
-        ('[' * 100_000, r'training_xyz\.json: expected a JSON file .*recursion'),
+        ('[' * 100_000, r'training_xyz\.json: expected a JSON file .*nested too deeply'),
         ('{"0": []}', r'training_xyz\.json: expected a list of records'),
     ],
 )

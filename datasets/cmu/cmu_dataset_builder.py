@@ -10,7 +10,6 @@ Source: Simon et al. 2017.
 import argparse
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -145,7 +144,7 @@ class OwnFile:
             )
 
         try:
-            values = _read_json(file, _MAX_BYTES_OF_ONE)
+            values = conversion.read_json(file, max_bytes=_MAX_BYTES_OF_ONE)
         except (ValueError, OSError) as error:
             raise bad('(all)', 'a JSON file with one hand', error) from error
         if not isinstance(values, dict):
@@ -248,7 +247,7 @@ def _stems(folders: tuple[str, ...]) -> tuple[str, ...]:
 @functools.cache
 def _panoptic_records(file: str) -> list[Any]:
     try:
-        content = _read_json(Path(file), _MAX_BYTES_OF_ALL)
+        content = conversion.read_json(file, max_bytes=_MAX_BYTES_OF_ALL)
     except (ValueError, OSError) as error:
         raise ValueError(
             f'{file}: expected a JSON file with all hands ({error}); unpack the archive again'
@@ -260,16 +259,6 @@ def _panoptic_records(file: str) -> list[Any]:
             'the archive again'
         )
     return root
-
-
-def _read_json(path: Path, max_bytes: int) -> Any:
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise ValueError(f'{size:,} bytes, more than any of these files has ({max_bytes:,})')
-    try:
-        return json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError('nested too deeply') from None
 
 
 _Bad = Callable[[str, str, Any], BadRecord]

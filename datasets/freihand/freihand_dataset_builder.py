@@ -10,7 +10,6 @@ Source: Zimmermann et al. 2019; the splits are the tutorial's (Chernytska 2021).
 import argparse
 import dataclasses
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -256,11 +255,8 @@ def _file(folder: str | Path, part: str, field: str) -> str:
 def _table(path: str, shape: tuple[int, ...]) -> np.ndarray | list[Any]:
     """All values of a file, read once in each process: one array, unless a record is damaged."""
     try:
-        size = Path(path).stat().st_size
-        if size > _MAX_BYTES:
-            raise ValueError(f'{size:,} bytes, more than any of these files has ({_MAX_BYTES:,})')
-        values = json.loads(Path(path).read_bytes())
-    except (ValueError, OSError, RecursionError) as error:
+        values = conversion.read_json(path, max_bytes=_MAX_BYTES)
+    except (ValueError, OSError) as error:
         raise ValueError(
             f'{path}: expected a JSON file with a list of records ({error}); unpack the archive '
             'again'

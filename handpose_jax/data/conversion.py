@@ -5,6 +5,7 @@ the splits and makes each record by make_record; the rest is here and in prepare
 """
 
 import argparse
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +66,26 @@ def find(
         return given
     wanted = ' or '.join([f'the folder {folder!r}', *(repr(name) for name in archives)])
     raise ValueError(f'--manual_dir {given}: expected {wanted} in it; {advice}')
+
+
+def read_json(path: str | os.PathLike[str], *, max_bytes: int) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: of the file.
+        max_bytes: more than any file of its kind has.
+
+    Raises:
+        ValueError: for one that is larger, no JSON, or nested too deeply; the file is not named.
+        OSError: if it cannot be read.
+    """
+    size = Path(path).stat().st_size
+    if size > max_bytes:
+        raise ValueError(f'{size:,} bytes, more than any of these files has ({max_bytes:,})')
+    try:
+        return json.loads(Path(path).read_bytes())
+    except RecursionError:
+        raise ValueError('nested too deeply') from None
 
 
 def make_record(
