@@ -1,5 +1,6 @@
 """The scripts in datasets/, run as datasets/README.md has them."""
 
+import json
 import os
 import re
 import shutil
@@ -61,9 +62,15 @@ def test_the_builder_of_the_readme_prepares_hands_in_other_processes(place):
         expected = SketchSource(count=12, split='train')[number]
         np.testing.assert_array_equal(sample['keypoints'], expected['keypoints'])
         assert sample['image'].shape == expected['image'].shape
-    browsed = run('datasets/browse.py', 'D3', '--out', 'sheet.png', folder=place)
+    options = '--out', 'sheet.png', '--report', 'report.json', '--suspects', 'suspects.png'
+    browsed = run('datasets/browse.py', 'D3', *options, folder=place)
     assert browsed.returncode == 0, browsed.stderr
     assert cv2.imread(str(place / 'sheet.png')) is not None
+    assert 'Records: 11 in train, 1 in val.' in browsed.stdout
+    report = json.loads((place / 'report.json').read_text())
+    assert report['records'] == {'train': 11, 'val': 1}
+    # Flat drawings may pass for odd hands, but nothing else is wrong with them.
+    assert not {'image', 'leak', 'box', 'visibility', 'far outside'} & report['checks'].keys()
 
 
 def test_help_names_every_data_set_and_what_it_is(place):
