@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_configs import load
-from test_end_to_end import SMOKE, write_folder
+from test_configs import CONFIGS, load
+from test_end_to_end import write_folder
 
 from handpose_jax import checkpoints
 
@@ -22,7 +22,7 @@ def test_overfits_eight_photographs(tmp_path):
         _copy_eight_photographs(Path(assets) / 'real_hands', folder)
     else:
         write_folder(folder, 8)
-    config = load(SMOKE)
+    config = load(next(path for path in CONFIGS if path.stem == 'real_hands'))
     config.update_from_flattened_dict(
         {
             'size': 96,
