@@ -40,7 +40,7 @@ def script(path):
 
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory):
-    """A cache with the data sets where prepare.py puts them by default; the user's own till then."""
+    """A cache with the data sets where prepare.py puts them by default."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
         patch.setattr(sys, 'path', [*sys.path, str(DATASETS)])
