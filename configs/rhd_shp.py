@@ -91,7 +91,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.early_stopping.metric = 'epe_mean_224'
     config.early_stopping.smallest = 0.0  # improvement that counts, pixels
 
-    config.protocol = 'box'
+    config.protocol = 'rhd'
     config.eval_batch_size = 32
     config.log_every = 50
     config.eval_every = 1000
@@ -127,3 +127,4 @@ def _draw(config: ConfigDict) -> None:
     del config.eval_data
     config.pipeline = ConfigDict({'balance': 1.0, 'num_threads': 2})
     config.train_split = 'train'
+    config.protocol = 'box'  # drawn hands are no RHD

@@ -12,11 +12,21 @@ from ml_collections import ConfigDict
 from handpose_jax import distributed, geometry, models, protocols, runtimes, storage, visualize
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import crop_example
-from handpose_jax.metrics import KeypointErrors
+from handpose_jax.metrics import (
+    EVALUATION_FILE,
+    EvaluationRecord,
+    KeypointErrors,
+    write_evaluation,
+)
+from handpose_jax.protocols import Protocol
 
 METRICS_FILE = 'metrics.json'
 PREDICTIONS_FILE = 'predictions.json'
 SHEET_FILE = 'predictions.png'
+
+# Of a source whose settings name none.
+_CROP_SCALE = 2.2
+_CROP_TOLERANCE = 0.01
 
 _SHEET_COLUMNS = 8
 _CAPTION_LENGTH = 20
@@ -27,7 +37,11 @@ class Result(NamedTuple):
 
     errors: KeypointErrors
     summary: dict[str, Any]
-    keypoints_image: Float[np.ndarray, 'n 21 2']  # predicted, pixels of the photograph
+
+    @property
+    def keypoints_image(self) -> Float[np.ndarray, 'n 21 2']:
+        """The predicted keypoints, pixels of the photograph."""
+        return self.errors.predicted_image
 
 
 class Evaluation:
@@ -42,7 +56,8 @@ class Evaluation:
             mesh: from handpose_jax.distributed.data_mesh.
 
         Raises:
-            ValueError: for bad data, an unknown protocol, or a batch that the devices cannot share.
+            ValueError: for bad data, an unknown protocol, one that the data's norm_size does not
+                fit, or a batch that the devices cannot share.
         """
         self._mesh = mesh
         self._protocol = protocols.get_protocol(config.protocol)
@@ -51,6 +66,7 @@ class Evaluation:
         # Networks trained on a mixture are measured on one data set.
         data = config.eval_data if 'eval_data' in config else config.data
         self._source = sources.load_source(split=config.eval_split, **data.to_dict())
+        self._notes = _check_normaliser(self._protocol, self._source, data.to_dict())
         self._batches = pipeline.eval_batches(
             self._source,
             size=config.size,
@@ -69,28 +85,28 @@ class Evaluation:
         Args:
             variables: {'params', 'batch_stats'} of the model, whole on each device.
         """
-        parts, keypoints, order = [KeypointErrors.empty()], [], []
+        parts, crops = [], []
         for part in self._batches:
             spread = distributed.to_devices(part, self._mesh)
             predicted = self._predict(variables, spread.pop('image'))
             prediction, batch = distributed.fetch((predicted, spread), self._mesh)
-            parts.append(
-                KeypointErrors.from_batch(
-                    prediction.keypoints, prediction.confidence, batch, self._size
-                )
+            errors = KeypointErrors.from_batch(
+                prediction.keypoints, prediction.confidence, batch, self._size
             )
-            valid = batch['valid']
-            keypoints.append(
-                geometry.apply_affine(batch['image_from_crop'], prediction.keypoints)[valid]
-            )
-            order.append(batch['index'][valid])
+            parts.append(errors)
+            crops.append(_crop_sizes(errors, batch, self._size, self._protocol.relative_to))
         errors = KeypointErrors.merge(*parts)
-        summary = {'split': self._split, **errors.summary(self._protocol)}
-        by_index = np.argsort(np.concatenate(order), kind='stable')
-        return Result(errors, summary, np.concatenate(keypoints)[by_index])
+        notes = self._notes or _check_crops(self._protocol, np.concatenate(crops))
+        summary = {'split': self._split, **errors.summary(self._protocol), 'notes': notes}
+        return Result(errors, summary)
 
     def write(self, workdir: str, step: int, result: Result) -> None:
-        """Writes metrics.json, predictions.json and predictions.png into the workdir.
+        """Writes metrics.json, predictions.json, evaluation.npz and predictions.png.
+
+        Args:
+            workdir: receives the files.
+            step: of the checkpoint that was evaluated.
+            result: from run.
 
         Raises:
             ValueError: if the workdir cannot be written.
@@ -113,11 +129,29 @@ class Evaluation:
                 )
             ]
             (folder / PREDICTIONS_FILE).write_text(json.dumps(rows) + '\n')
+            write_evaluation(folder / EVALUATION_FILE, self.record(step, result))
         except OSError as error:
             raise ValueError(
                 f'workdir {workdir}: cannot write the evaluation ({error.strerror})'
             ) from error
         visualize.save_png(folder / SHEET_FILE, self.sheet(result))
+
+    def record(self, step: int, result: Result) -> EvaluationRecord:
+        """What the evaluation leaves for reports and calibration, see metrics.read_evaluation.
+
+        Args:
+            step: of the checkpoint that was evaluated.
+            result: from run.
+        """
+        meta = {
+            'protocol': self._protocol.name,
+            'split': self._split,
+            'step': step,
+            'size': self._size,
+            'notes': result.summary['notes'],
+        }
+        names = [self._source.image_id(int(index)) for index in result.errors.index]
+        return EvaluationRecord(result.errors, np.asarray(names, np.str_), meta)
 
     def sheet(self, result: Result) -> np.ndarray:
         """The best, median and worst predictions, a row of each, as one picture u8[h w 3]."""
@@ -153,6 +187,70 @@ class Evaluation:
         )
 
 
+def _check_normaliser(
+    protocol: Protocol, source: sources.Source, data: dict[str, Any]
+) -> list[str]:
+    """Finds out from the first record what the data's norm_size is.
+
+    Returns:
+        What deserves a note in reports.
+
+    Raises:
+        ValueError: if the protocol divides errors by something else.
+    """
+    if not len(source) or protocol.relative_to == 'keypoint_box' or data['name'] == 'mixture':
+        return []
+    sample = source[0]
+    crop = geometry.longest_side(np.asarray(sample['box'], np.float64))
+    scale = data.get('crop_scale', _CROP_SCALE)
+    if data.get('crop') == 'image':
+        kind, words = 'image', "the image's longest side"
+    elif np.isclose(crop, scale * sample['norm_size'], rtol=1e-3):
+        kind, words = 'box', "the longest side of the record's box"
+    else:
+        kind, words = 'head_size', 'neither the side of the box nor of the image, as a head size is'
+    if kind == protocol.relative_to:
+        return []
+    found = (
+        f'norm_size is {words} (record {sample["image_id"]}: norm_size '
+        f'{sample["norm_size"]:.4g} px, crop {crop:.4g} px)'
+    )
+    if protocol.normaliser == 'pixel':
+        return [f'PCK@0.2 is not relative to the {protocol.relative_to}: {found}']
+    others = sorted(
+        name
+        for name, other in protocols.PROTOCOLS.items()
+        if other.normaliser == 'pixel' or other.relative_to == kind
+    )
+    raise ValueError(
+        f'protocol {protocol.name!r}: expected data whose norm_size is the '
+        f'{protocol.relative_to.replace("_", " ")} ({protocol.data}), got data whose {found}; '
+        f'choose other data, or a protocol that fits these: {", ".join(others)}'
+    )
+
+
+def _crop_sizes(
+    errors: KeypointErrors, batch: Any, size: int, relative_to: str
+) -> Float[np.ndarray, 'n']:
+    # In units of what the protocol measures hands by.
+    linear = np.asarray(batch['image_from_crop'], np.float64)[np.asarray(batch['valid'])][:, :, :2]
+    counted = errors.counted.any(axis=1)
+    side = np.sqrt(np.abs(np.linalg.det(linear[counted]))) * size
+    relative = side / errors.size_of(relative_to)[counted]
+    return relative[np.isfinite(relative)]
+
+
+def _check_crops(protocol: Protocol, crops: Float[np.ndarray, 'n']) -> list[str]:
+    if np.allclose(crops, protocol.crop_scale, rtol=_CROP_TOLERANCE):
+        return []
+    low, high = crops.min(), crops.max()
+    found = f'{low:.3g}' if high - low < _CROP_TOLERANCE * high else f'{low:.3g} to {high:.3g}'
+    return [
+        f'not the crops of the protocol: {found} x the {protocol.relative_to.replace("_", " ")}, '
+        f'not {protocol.crop_scale:.3g} x'
+    ]
+
+
 def _short(image_id: str) -> str:
     # The end tells records apart; the beginning is often the same folder.
     return image_id if len(image_id) <= _CAPTION_LENGTH else '…' + image_id[-_CAPTION_LENGTH:]
@@ -177,7 +275,8 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
 def scalars(summary: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a summary that are worth a curve."""
     names = ('epe_mean_224', 'epe_median_224', 'epe_mean_image', 'auc', 'pck_at_0.2')
-    return {name: summary[name] for name in names}
+    more = ('epe_percent_of_side', 'epe_mean_root_aligned', 'auc_root_aligned')
+    return {name: summary[name] for name in (*names, *(name for name in more if name in summary))}
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -187,8 +286,17 @@ def describe(summary: dict[str, Any]) -> str:
         value = summary[name]
         return 'none' if value is None else format(value, form)
 
-    return (
+    parts = [
         f'EPE median {number("epe_median_224", ".2f")} mean {number("epe_mean_224", ".2f")} px '
-        f'(224 frame), AUC {number("auc", ".3f")}, PCK@0.2 {number("pck_at_0.2", ".3f")}, '
-        f'{summary["hands"]} hands, protocol {summary["protocol"]}'
-    )
+        '(224 frame)'
+    ]
+    if summary['normaliser'] == 'pixel':
+        parts.append(f'mean {number("epe_mean_image", ".2f")} px (image)')
+    if 'epe_mean_root_aligned' in summary:
+        parts.append(f'root-aligned {number("epe_mean_root_aligned", ".2f")} px')
+    if 'epe_percent_of_side' in summary:
+        parts.append(f'{number("epe_percent_of_side", ".2f")}% of the side')
+    parts.append(f'AUC {number("auc", ".3f")}, PCK@0.2 {number("pck_at_0.2", ".3f")}')
+    parts.append(f'{summary["hands"]} hands, protocol {summary["protocol"]}')
+    notes = summary.get('notes')
+    return ', '.join(parts) + (f' (NOTE: {"; ".join(notes)})' if notes else '')

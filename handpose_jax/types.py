@@ -14,7 +14,7 @@ network's input) and `_heatmap` (pixels of its output). geometry.py states where
 is.
 """
 
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -30,6 +30,8 @@ class Sample(TypedDict):
     is_left: bool
     norm_size: float  # the protocol's normaliser, image pixels
     image_id: str  # names the record in messages and reports
+    # Annotated, but hidden behind something; where absent, the source does not tell.
+    hidden: NotRequired[Bool[np.ndarray, '21']]
 
 
 class Batch(TypedDict):
@@ -42,6 +44,7 @@ class Batch(TypedDict):
     image_from_crop: Float[np.ndarray, 'b 2 3']  # undoes crop, augmentation and mirroring
     valid: Bool[np.ndarray, 'b']  # False for the padding of the last evaluation batch
     index: Any  # int32[b]: the record's position in its source, to find its name again
+    hidden: Bool[np.ndarray, 'b 21']  # as in Sample; False where the source does not tell
 
 
 class Prediction(NamedTuple):

@@ -1,6 +1,7 @@
 """Steps that fail are skipped, counted, dumped and end the run; empty heatmaps raise an alarm."""
 
 import json
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from handpose_jax.state import TrainState
 
 class OneScale(nn.Module):
     """Heatmaps that are one parameter everywhere, and a statistic that counts its calls."""
+
+    stride: ClassVar[int] = STRIDE
 
     @nn.compact
     def __call__(self, images, train=False):

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import zipfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +32,7 @@ def make_batch(rng, number=6, *, mirrored=True):
         'image': np.zeros((number, SIZE, SIZE, 3), np.uint8),
         'keypoints': rng.uniform(0, SIZE, (number, 21, 2)).astype(np.float32),
         'visible': rng.random((number, 21)) < 0.8,
+        'hidden': np.zeros((number, 21), bool),
         'norm_size': rng.uniform(30, 200, number).astype(np.float32),
         'image_from_crop': np.stack(maps).astype(np.float32),
         'valid': np.ones(number, bool),
@@ -325,3 +327,315 @@ def test_a_size_of_nothing_is_an_error():
     batch = make_batch(np.random.default_rng(14))
     with pytest.raises(ValueError, match='size: expected a positive number'):
         KeypointErrors.from_batch(batch['keypoints'], np.ones((6, 21)), batch, 0)
+
+
+def fixture_batch(*, empty=()):
+    """Two hands, in a crop of 224 px that is the photograph, with few keypoints.
+
+    Offsets (3, 4), (0, 2), (6, 8) and (0, 30) of wrist, thumb tip, index tip and little tip, the
+    last of them hidden; and none and (0, 16) of wrist and index tip. In between as many hands
+    without any annotation as `empty` holds places for.
+    """
+    count = 2 + len(empty)
+    batch = {
+        'image': np.zeros((count, 2, 2, 3), np.uint8),
+        'keypoints': np.zeros((count, 21, 2), np.float32),
+        'visible': np.zeros((count, 21), bool),
+        'hidden': np.zeros((count, 21), bool),
+        'norm_size': np.full(count, 7, np.float32),
+        'image_from_crop': np.tile(np.eye(2, 3, dtype=np.float32), (count, 1, 1)),
+        'valid': np.ones(count, bool),
+        'index': np.arange(count, dtype=np.int32),
+    }
+    predicted = np.full((count, 21, 2), 77, np.float32)
+    first, second = [row for row in range(count) if row not in empty]
+    for row, keypoint, truth, offset in (
+        (first, 0, (10, 10), (3, 4)),
+        (first, 4, (40, 40), (0, 2)),
+        (first, 8, (110, 10), (6, 8)),
+        (first, 20, (10, 60), (0, 30)),
+        (second, 0, (5, 5), (0, 0)),
+        (second, 8, (5, 55), (0, 16)),
+    ):
+        batch['visible'][row, keypoint] = True
+        batch['keypoints'][row, keypoint] = truth
+        predicted[row, keypoint] = np.add(truth, offset)
+    batch['hidden'][first, 20] = True
+    batch['norm_size'][[first, second]] = 100, 50
+    return batch, predicted
+
+
+def fixture_errors(**options):
+    batch, predicted = fixture_batch(**options)
+    return KeypointErrors.from_batch(predicted, np.ones(predicted.shape[:2]), batch, 224)
+
+
+# By hand. Where an error first is within the i-th of n thresholds above 0, its part of the area is
+# (n - i + 1/2) / n; 1 for no error.
+BY_HAND = {
+    'box': {
+        'keypoints_counted': 6,
+        'epe_mean_224': (5 + 2 + 10 + 30 + 0 + 16) / 6,
+        'epe_median_224': 7.5,
+        'auc': (90.5 + 96.5 + 80.5 + 40.5 + 100 + 36.5) / 600,
+        'pck_at_0.2': 4 / 6,
+    },
+    'cmu': {
+        'keypoints_counted': 6,
+        'epe_mean_224': 10.5,
+        'epe_mean_image': 10.5,
+        'epe_median_image': 7.5,
+        'auc': (95.5 + 98.5 + 90.5 + 70.5 + 100 + 68.5) / 600,
+        'pck_at_0.2': 4 / 6,
+    },
+    'rhd': {
+        'keypoints_counted': 5,
+        'epe_mean_image': 33 / 5,
+        'epe_median_image': 5,
+        'auc': (15.5 + 17.5 + 12.5 + 19 + 8.5) / 95,
+        'pck_at_0.2': 4 / 5,
+        # (0, 0), (-3, -2), (3, 4); (0, 0), (0, 16)
+        'keypoints_root_aligned': 5,
+        'epe_mean_root_aligned': (0 + math.sqrt(13) + 5 + 0 + 16) / 5,
+        'epe_median_root_aligned': math.sqrt(13),
+        'auc_root_aligned': (19 + 16.5 + 15.5 + 19 + 8.5) / 95,
+        # wrist, thumb tip, index tip
+        'epe_mean_image_over_keypoints': (2.5 + 2 + 13) / 3,
+        'epe_median_image_over_keypoints': (2.5 + 2 + 13) / 3,
+        'auc_over_keypoints': ((15.5 + 19) / 38 + 17.5 / 19 + (12.5 + 8.5) / 38) / 3,
+    },
+    'dexter_object': {
+        'keypoints_counted': 4,
+        'epe_mean_image': (2 + 10 + 30 + 16) / 4,
+        'epe_median_image': 13,
+        'auc': (93.5 + 66.5 + 0.5 + 46.5) / 400,
+        'pck_at_0.2': 2 / 4,
+    },
+    'tzionas': {
+        'keypoints_counted': 6,
+        'epe_mean_image': 10.5,
+        'auc': (66.5 + 86.5 + 33.5 + 0 + 100 + 0) / 600,
+    },
+    'freihand_tutorial': {
+        'keypoints_counted': 6,
+        # A hand of few keypoints weighs as much as the other.
+        'epe_percent_of_side': ((5 + 2 + 10 + 30) / 4 / 100 + (0 + 16) / 2 / 50) / 2 * 100,
+        'auc': (83.5 + 93.5 + 66.5 + 0.5 + 100 + 0) / 600,
+    },
+    'freihand': {
+        'keypoints_counted': 6,
+        'epe_mean_image': 10.5,
+        'auc': (83.5 + 93.5 + 66.5 + 0.5 + 100 + 46.5) / 600,
+    },
+    'mmpose': {
+        'keypoints_counted': 5,
+        'epe_mean_image': 33 / 5,
+        # Wrist 5 and 0, thumb tip 2, index tip 10 and 16: how many of the thresholds 0, 1.5, ..
+        # 28.5 are above each.
+        'auc': ((16 + 19) / 40 + 18 / 20 + (13 + 9) / 40) / 3,
+        'pck_at_0.2': (1 + 1 + 1 / 2) / 3,
+    },
+}
+
+
+@pytest.mark.parametrize('empty', [(), (1,), (0, 2)])
+@pytest.mark.parametrize('name', PROTOCOLS)
+def test_each_protocol_by_hand(name, empty):
+    """Hands without annotation change nothing but their number."""
+    summary = fixture_errors(empty=empty).summary(get_protocol(name))
+    assert summary['protocol'] == name
+    assert summary['hands'] == 2 + len(empty)
+    for key, value in BY_HAND[name].items():
+        assert summary[key] == pytest.approx(value, rel=1e-12), key
+
+
+def test_every_protocol_with_measures_of_its_own_is_checked_by_hand():
+    common = fixture_errors().summary(get_protocol('box')).keys()
+    for name in PROTOCOLS:
+        own = fixture_errors().summary(get_protocol(name)).keys() - common
+        assert own <= BY_HAND[name].keys()
+
+
+@pytest.mark.parametrize('name', PROTOCOLS)
+def test_without_a_counted_keypoint_all_measures_are_none(name):
+    errors = fixture_errors()
+    nothing = dataclasses.replace(errors, counted=np.zeros_like(errors.counted))
+    for summary in (
+        nothing.summary(get_protocol(name)),
+        KeypointErrors.empty().summary(get_protocol(name)),
+    ):
+        json.dumps(summary, allow_nan=False)
+        counts = {'hands', 'keypoints_counted', 'predictions_not_finite', 'keypoints_root_aligned'}
+        texts = {'protocol', 'normaliser', 'pck', 'per_keypoint'}
+        assert all(summary[key] is None for key in summary.keys() - counts - texts)
+        assert summary['keypoints_counted'] == 0
+
+
+def test_hidden_keypoints_alone_leave_nothing_where_only_visible_ones_count():
+    errors = fixture_errors()
+    hidden = dataclasses.replace(errors, hidden=errors.counted)
+    assert hidden.summary(get_protocol('rhd'))['auc'] is None
+    assert hidden.summary(get_protocol('mmpose'))['epe_mean_image'] is None
+    assert hidden.summary(get_protocol('cmu')) == errors.summary(get_protocol('cmu'))
+
+
+def test_hands_without_a_counted_wrist_drop_out_of_root_alignment():
+    batch, predicted = fixture_batch()
+    batch['hidden'][1, 0] = True
+    errors = KeypointErrors.from_batch(predicted, np.ones((2, 21)), batch, 224)
+    summary = errors.summary(get_protocol('rhd'))
+    assert summary['keypoints_counted'] == 4
+    assert summary['keypoints_root_aligned'] == 3
+    assert summary['epe_mean_root_aligned'] == pytest.approx((math.sqrt(13) + 5) / 3)
+
+
+def test_a_wrist_that_is_not_finite_misses_the_whole_hand():
+    batch, predicted = fixture_batch()
+    predicted[1, 0] = np.nan
+    errors = KeypointErrors.from_batch(predicted, np.ones((2, 21)), batch, 224)
+    summary = errors.summary(get_protocol('rhd'))
+    assert summary['epe_mean_root_aligned'] is None
+    assert summary['keypoints_root_aligned'] == 5
+    assert summary['auc_root_aligned'] == pytest.approx((19 + 16.5 + 15.5) / 95)
+    assert summary['auc'] == pytest.approx((15.5 + 17.5 + 12.5 + 8.5) / 95)
+
+
+def test_one_keypoint_alone_has_no_box_to_be_relative_to():
+    batch, predicted = fixture_batch()
+    batch['visible'][1, 8] = False
+    errors = KeypointErrors.from_batch(predicted, np.ones((2, 21)), batch, 224)
+    np.testing.assert_array_equal(errors.size_of('keypoint_box'), [100, np.nan])
+    summary = errors.summary(get_protocol('mmpose'))
+    assert summary['pck_at_0.2'] == 1
+    assert summary['keypoints_counted'] == 4
+
+
+def test_a_perfect_network_reaches_what_mmposes_rule_allows():
+    batch, _ = fixture_batch()
+    errors = KeypointErrors.from_batch(batch['keypoints'], np.ones((2, 21)), batch, 224)
+    summary = errors.summary(get_protocol('mmpose'))
+    assert summary['auc'] == pytest.approx(0.95)
+    assert summary['pck_at_0.2'] == 1
+
+
+@pytest.mark.parametrize(('size', 'parts'), [(1, 8), (4, 1), (5, 8)])
+def test_batches_and_parts_leave_no_trace(size, parts):
+    """Any batch size with its padding, dealt to one part or eight: the same to the last bit."""
+    rng = np.random.default_rng(21)
+    batch = make_batch(rng, 13)
+    batch['hidden'] = rng.random((13, 21)) < 0.2
+    predicted, confidence = predict(rng, batch)
+    predicted[3, 0] = np.nan
+    whole = KeypointErrors.merge(KeypointErrors.from_batch(predicted, confidence, batch, SIZE))
+    dealt = [[] for _ in range(parts)]
+    for number, first in enumerate(range(0, 13, size)):
+        rows = np.minimum(np.arange(first, first + size), 12)
+        piece = take(batch, rows)
+        piece['valid'] = np.arange(first, first + size) < 13
+        dealt[number % parts].append(
+            KeypointErrors.from_batch(predicted[rows], confidence[rows], piece, SIZE)
+        )
+    joined = KeypointErrors.merge(*(KeypointErrors.merge(*part) for part in dealt))
+    np.testing.assert_array_equal(joined.predicted_image, whole.predicted_image)
+    for protocol in PROTOCOLS.values():
+        assert joined.summary(protocol) == whole.summary(protocol)
+
+
+def test_places_in_the_photograph_and_the_side_of_the_hand_come_from_the_crop():
+    rng = np.random.default_rng(22)
+    batch = make_batch(rng, 8)
+    predicted, confidence = predict(rng, batch)
+    errors = KeypointErrors.from_batch(predicted, confidence, batch, SIZE)
+    maps = batch['image_from_crop'].astype(float)
+    mirrored = [a[0, 0] * a[1, 1] < a[0, 1] * a[1, 0] for a in maps]
+    assert errors.is_left.tolist() == mirrored
+    assert 0 < sum(mirrored) < 8
+    for row, k in itertools.product(range(8), range(21)):
+        at = maps[row] @ [*predicted[row, k].astype(float), 1]
+        np.testing.assert_allclose(errors.predicted_image[row, k], at, rtol=1e-12)
+        if errors.counted[row, k]:
+            at = maps[row] @ [*batch['keypoints'][row, k].astype(float), 1]
+            np.testing.assert_allclose(errors.truth_image[row, k], at, rtol=1e-12)
+
+
+def make_record(number=5):
+    rng = np.random.default_rng(23)
+    batch = make_batch(rng, number)
+    batch['hidden'] = ~batch['visible'] | (rng.random((number, 21)) < 0.1)
+    predicted, confidence = predict(rng, batch)
+    predicted[0, 1] = np.nan
+    errors = KeypointErrors.merge(KeypointErrors.from_batch(predicted, confidence, batch, SIZE))
+    meta = {'protocol': 'rhd', 'split': 'test', 'step': 3, 'size': SIZE}
+    names = np.array([f'Ünna/{index}' for index in errors.index], np.str_)
+    return metrics.EvaluationRecord(errors, names, meta)
+
+
+@pytest.mark.parametrize('number', [0, 5])
+def test_what_an_evaluation_leaves_is_read_back(tmp_path, number):
+    record = make_record(5)
+    rows = slice(0, number)
+    errors = KeypointErrors(
+        **{f.name: getattr(record.errors, f.name)[rows] for f in dataclasses.fields(KeypointErrors)}
+    )
+    record = metrics.EvaluationRecord(errors, record.image_id[rows], record.meta)
+    path = tmp_path / 'evaluation.npz'
+    metrics.write_evaluation(path, record)
+    assert [file.name for file in tmp_path.iterdir()] == ['evaluation.npz']
+    found = metrics.read_evaluation(path)
+    for field in dataclasses.fields(KeypointErrors):
+        expected = getattr(record.errors, field.name)
+        np.testing.assert_array_equal(getattr(found.errors, field.name), expected)
+        np.testing.assert_array_equal(getattr(found, field.name), expected)
+    assert found.image_id.tolist() == record.image_id.tolist()
+    assert found.meta == record.meta
+    protocol = get_protocol('rhd')
+    assert found.errors.summary(protocol) == record.errors.summary(protocol)
+
+
+def test_the_file_holds_arrays_by_the_names_and_no_pickles(tmp_path):
+    metrics.write_evaluation(tmp_path / 'evaluation.npz', make_record())
+    with np.load(tmp_path / 'evaluation.npz', allow_pickle=False) as stored:
+        found = {name: (stored[name].dtype.kind, stored[name].shape) for name in stored.files}
+    each = (5, 21)
+    assert found == {
+        'error_crop': ('f', each),
+        'error_image': ('f', each),
+        'counted': ('b', each),
+        'hidden': ('b', each),
+        'norm_size': ('f', (5,)),
+        'confidence': ('f', each),
+        'index': ('i', (5,)),
+        'predicted_image': ('f', (*each, 2)),
+        'truth_image': ('f', (*each, 2)),
+        'is_left': ('b', (5,)),
+        'image_id': ('U', (5,)),
+        'meta': ('U', ()),
+    }
+
+
+def test_no_evaluation_or_a_damaged_one_is_said(tmp_path):
+    path = tmp_path / 'evaluation.npz'
+    with pytest.raises(ValueError, match=r'evaluation\.npz: no evaluation.*--mode evaluate'):
+        metrics.read_evaluation(path)
+    metrics.write_evaluation(path, make_record())
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b'', b'{}', whole[:-400] + bytes(400)):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=r'evaluation\.npz: expected the file of an evaluation'
+        ):
+            metrics.read_evaluation(path)
+
+
+def test_a_pickle_in_the_file_is_not_read(tmp_path):
+    path = tmp_path / 'evaluation.npz'
+    metrics.write_evaluation(path, make_record())
+    np.save(tmp_path / 'index.npy', np.array([print, {}], object), allow_pickle=True)
+    with zipfile.ZipFile(path) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    members['index.npy'] = (tmp_path / 'index.npy').read_bytes()
+    with zipfile.ZipFile(path, 'w') as new:
+        for name, data in members.items():
+            new.writestr(name, data)
+    with pytest.raises(ValueError, match='expected the file of an evaluation'):
+        metrics.read_evaluation(path)

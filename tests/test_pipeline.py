@@ -94,6 +94,7 @@ def test_batches_have_the_documented_arrays():
         'image_from_crop': ('float32', (4, 2, 3)),
         'valid': ('bool', (4,)),
         'index': ('int32', (4,)),
+        'hidden': ('bool', (4, 21)),
     }
     padded = evaluate(Squares('a' * 9))[-1]
     assert {k: (v.dtype.name, v.shape) for k, v in padded.items()} == found
@@ -247,6 +248,7 @@ def test_padding_is_harmless():
     assert batch['valid'].tolist() == [True, False, False, False]
     assert not batch['image'][1:].any()
     assert not batch['visible'][1:].any()
+    assert not batch['hidden'][1:].any()
     assert (batch['norm_size'][1:] == 1).all()
     assert (batch['index'][1:] == -1).all()
     assert np.isfinite(batch['keypoints']).all()

@@ -82,6 +82,7 @@ def test_records_come_back_as_they_went_in(folder):
         np.testing.assert_array_equal(sample['image'], pixels[..., ::-1])
         np.testing.assert_array_equal(sample['keypoints'], expected['keypoints'])
         np.testing.assert_array_equal(sample['visible'], expected['annotated'])
+        np.testing.assert_array_equal(sample['hidden'], (np.arange(21) == 3) & (index != 3))
         assert sample['is_left'] == expected['is_left']
         assert sample['image_id'] == expected['image_id']
         assert sample['norm_size'] == expected['norm_size']
@@ -92,6 +93,7 @@ def test_records_come_back_as_they_went_in(folder):
 def test_hidden_keypoints_can_be_left_out(folder):
     source = prepared.PreparedSource(folder, split='val', hidden=False)
     assert not source[0]['visible'][3]
+    assert source[0]['hidden'][3]
     assert prepared.PreparedSource(folder, split='val')[0]['visible'][3]
 
 

@@ -117,6 +117,10 @@ def test_identity_crop_reproduces_the_image():
     assert example['norm_size'] == 12.5
     assert example['valid']
     assert example['index'] == 7
+    assert not example['hidden'].any()
+    hidden = np.arange(21) == 9
+    example = crop_example({**sample, 'hidden': hidden}, size=64)
+    np.testing.assert_array_equal(example['hidden'], hidden)
 
 
 def test_dtypes_and_shapes():
@@ -132,6 +136,7 @@ def test_dtypes_and_shapes():
         'image_from_crop': ('float32', (2, 3)),
         'valid': ('bool', ()),
         'index': ('int32', ()),
+        'hidden': ('bool', (21,)),
     }
 
 

@@ -136,6 +136,7 @@ class _EvalExample:
             'image_from_crop': np.eye(2, 3, dtype=np.float32),
             'valid': np.bool_(False),
             'index': np.int32(-1),
+            'hidden': np.zeros(hand.NUM_KEYPOINTS, bool),
         }
 
 

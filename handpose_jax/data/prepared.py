@@ -458,4 +458,5 @@ class PreparedSource:
             'is_left': bool(record['is_left']),
             'norm_size': norm_size,
             'image_id': record['image_id'].decode(),
+            'hidden': record['annotated'] & ~record['visible'],
         }

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from handpose_jax import geometry
+from handpose_jax.hand import NUM_KEYPOINTS
 from handpose_jax.types import Sample
 
 PADDING = 127
@@ -116,7 +117,8 @@ def crop_example(
 
     Returns:
         image u8[size size 3]; keypoints f32[21 2], crop pixels; visible bool[21]; norm_size f32;
-        image_from_crop f32[2 3]; valid, True; index i32.
+        image_from_crop f32[2 3]; valid, True; index i32; hidden bool[21], False where the sample
+        does not tell.
     """
     scale, rotation, shift = 1.0, 0.0, np.zeros(2)
     if augmentation is not None:
@@ -145,6 +147,7 @@ def crop_example(
         'image_from_crop': image_from_crop.astype(np.float32),
         'valid': np.bool_(True),
         'index': np.int32(index),
+        'hidden': np.asarray(sample.get('hidden', np.zeros(NUM_KEYPOINTS)), bool),
     }
 
 
