@@ -20,7 +20,7 @@ from handpose_jax import checkpoints, writers
 HERE = pathlib.Path(__file__).parent
 
 # Where the data lay says nothing about the result, and may name a person's folders.
-_PATHS = ('workdir', 'init_from', 'data.root')
+_PATHS = ('workdir', 'init_from', 'root')
 
 
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
@@ -30,11 +30,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
         ValueError: if the run is not finished.
     """
     config = json.loads(checkpoints.load_config(str(workdir)).to_json_best_effort())
-    for path in _PATHS:
-        section, _, name = path.rpartition('.')
-        values = config[section] if section else config
-        if values.get(name):
-            values[name] = pathlib.PurePath(values[name]).name
+    _shorten_paths(config)
     final = workdir / 'metrics.json'
     if not final.exists():
         raise ValueError(f'{workdir}: no metrics.json; let the training finish')
@@ -45,6 +41,14 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
         'evaluations': [row for row in rows if row['split'] == 'eval'],
         'training': [row for row in rows if row['split'] == 'train'],
     }
+
+
+def _shorten_paths(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _shorten_paths(value)
+        elif name in _PATHS and value:
+            values[name] = pathlib.PurePath(value).name
 
 
 def plot(runs: dict[str, dict[str, Any]], path: pathlib.Path) -> None:

@@ -39,6 +39,7 @@ def main(argv: list[str]) -> None:
         distributed,
         evaluate,
         interruption,
+        storage,
         train,
     )
 
@@ -63,9 +64,13 @@ def main(argv: list[str]) -> None:
                 raise ValueError('--mode evaluate needs --workdir, the folder of a training run')
             workdir = WORKDIR.value or config.workdir
             config = checkpoints.load_config(workdir) if config is None else config
+            # Its plots take a second to import, which a training need not wait for.
+            from handpose_jax import report
+
             summary = evaluate.evaluate(config, workdir)
             if distributed.is_main_process():
                 print(evaluate.describe(summary))
+                print(report.write_report([workdir], storage.folder(workdir) / report.FOLDER))
     except ValueError as error:
         distributed.leave_if_several(f'error: {error}')
         sys.exit(f'error: {error}')

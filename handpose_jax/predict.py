@@ -1,23 +1,27 @@
 """Keypoints in photographs: python -m handpose_jax.predict --workdir W photo.jpg --out DIR.
 
 For each photograph DIR receives NAME.png, the skeleton drawn over it, and NAME.json, the keypoints
-in the photograph's pixels with their confidences.
+in the photograph's pixels with their confidences. Where the workdir holds a calibration (python -m
+handpose_jax.calibration --workdir W) the JSON also says how likely each keypoint is correct, and
+how exact.
 """
 
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from handpose_jax import checkpoints, geometry, hand, models, runtimes, visualize
+from handpose_jax import calibration, checkpoints, geometry, hand, models, runtimes, visualize
 from handpose_jax.data import images
 from handpose_jax.data.transforms import crop_example
+from handpose_jax.metrics import EPE_FRAME
 from handpose_jax.types import Prediction, Sample
 
 _MIN_OVERLAY_SIDE = 480
@@ -27,15 +31,16 @@ class Predictor:
     """A trained network, ready for photographs."""
 
     def __init__(self, workdir: str) -> None:
-        """Loads the newest checkpoint of a training run.
+        """Loads the newest checkpoint of a training run, and its calibration if there is one.
 
         Raises:
-            ValueError: if the workdir holds none.
+            ValueError: if the workdir holds no checkpoint, or a damaged calibration.
         """
         self.config: ConfigDict = checkpoints.load_config(workdir)
         model = models.build(**self.config.model.to_dict())
         self.step, self._variables = runtimes.load_variables(workdir, self.config, model)
         self._predict = runtimes.make_predict_step(model, self.config.decode.to_dict())
+        self._calibration = load_calibration(workdir, self.step)
 
     def __call__(
         self,
@@ -58,12 +63,7 @@ class Predictor:
         Raises:
             ValueError: for a box that is empty, not finite or beside the image.
         """
-        height, width = image.shape[:2]
-        if box is None:
-            crop_box = geometry.square_box(geometry.whole_image_box(height, width))
-        else:
-            check_box(box, height, width)
-            crop_box = geometry.square_box(box, self.config.data.crop_scale)
+        crop_box = self.crop_box(*image.shape[:2], box=box)
         sample: Sample = {
             'image': image,
             'keypoints': np.zeros((hand.NUM_KEYPOINTS, 2), np.float32),
@@ -80,6 +80,76 @@ class Predictor:
         )
         return Prediction(keypoints.astype(np.float32), np.asarray(found.confidence[0]))
 
+    def crop_box(
+        self, height: int, width: int, *, box: Float[np.ndarray, '4'] | None = None
+    ) -> Float[np.ndarray, '4']:
+        """The square of an image that the network is shown.
+
+        Args:
+            height: of the image.
+            width: of the image.
+            box: see __call__.
+
+        Returns:
+            x0, y0, x1, y1 in image pixels.
+
+        Raises:
+            ValueError: for a box that is empty, not finite or beside the image.
+        """
+        if box is None:
+            return geometry.square_box(geometry.whole_image_box(height, width))
+        check_box(box, height, width)
+        return geometry.square_box(box, self.config.data.crop_scale)
+
+    def reliability(
+        self, confidence: Float[np.ndarray, '21'], crop_box: Float[np.ndarray, '4']
+    ) -> 'Reliability | None':
+        """What confidences mean, if the workdir holds a calibration for this checkpoint.
+
+        Args:
+            confidence: of a prediction.
+            crop_box: that the prediction was made of.
+        """
+        if self._calibration is None:
+            return None
+        return reliability(self._calibration, confidence, crop_box)
+
+
+class Reliability(NamedTuple):
+    """How far keypoints can be trusted, see handpose_jax.calibration."""
+
+    probability_correct: Float[np.ndarray, '21']
+    std_px: Float[np.ndarray, '21']  # along x and along y, image pixels
+
+
+def reliability(
+    fitted: calibration.Calibration,
+    confidence: Float[np.ndarray, '21'],
+    crop_box: Float[np.ndarray, '4'],
+) -> Reliability:
+    """Applies a calibration, and scales its pixels of a 224 crop to those of the image.
+
+    Args:
+        fitted: on predictions of the same network.
+        confidence: of a prediction.
+        crop_box: that the prediction was made of, image pixels.
+    """
+    probability, std_px_224 = fitted.apply(confidence)
+    return Reliability(probability, std_px_224 * (geometry.longest_side(crop_box) / EPE_FRAME))
+
+
+def load_calibration(workdir: str, step: int) -> calibration.Calibration | None:
+    """A workdir's calibration; None, with a warning, if it is of another checkpoint than `step`."""
+    found = calibration.load(workdir)
+    if found is not None and found.step != step:
+        warnings.warn(
+            f'{workdir}: {calibration.CALIBRATION_FILE} is of step {found.step}, the checkpoint of '
+            f'step {step}: predictions go without it; evaluate and calibrate again',
+            stacklevel=2,
+        )
+        return None
+    return found
+
 
 def check_box(box: Float[np.ndarray, '4'], height: int, width: int) -> None:
     """Raises ValueError unless a box is finite, not empty, and touches the image."""
@@ -92,8 +162,24 @@ def check_box(box: Float[np.ndarray, '4'], height: int, width: int) -> None:
         raise ValueError(f'--box {box.tolist()} lies beside the image of {width} x {height} pixels')
 
 
-def to_json(path: Path, prediction: Prediction, *, is_left: bool, step: int) -> dict[str, Any]:
-    """A prediction as a record that can be written as JSON, keypoints in image pixels by name."""
+def to_json(
+    path: Path,
+    prediction: Prediction,
+    *,
+    is_left: bool,
+    step: int,
+    trust: Reliability | None = None,
+) -> dict[str, Any]:
+    """A prediction as a record that can be written as JSON, keypoints in image pixels by name.
+
+    Args:
+        path: of the photograph.
+        prediction: in image pixels.
+        is_left: whether a left hand was looked for.
+        step: of the checkpoint.
+        trust: of the prediction; None leaves probability_correct and std_px null.
+    """
+    nothing = [None] * hand.NUM_KEYPOINTS
     return {
         'file': path.name,
         'handedness': 'left' if is_left else 'right',
@@ -104,12 +190,24 @@ def to_json(path: Path, prediction: Prediction, *, is_left: bool, step: int) -> 
                 'x': round(float(point[0]), 2),
                 'y': round(float(point[1]), 2),
                 'confidence': round(float(confidence), 4),
+                'probability_correct': probability,
+                'std_px': std,
             }
-            for name, point, confidence in zip(
-                hand.KEYPOINT_NAMES, prediction.keypoints, prediction.confidence, strict=True
+            for name, point, confidence, probability, std in zip(
+                hand.KEYPOINT_NAMES,
+                prediction.keypoints,
+                prediction.confidence,
+                _numbers(trust.probability_correct, 4) if trust else nothing,
+                _numbers(trust.std_px, 2) if trust else nothing,
+                strict=True,
             )
         ],
     }
+
+
+def _numbers(values: Float[np.ndarray, '21'], digits: int) -> list[float | None]:
+    # JSON has no NaN.
+    return [round(float(value), digits) if np.isfinite(value) else None for value in values]
 
 
 def predict_files(
@@ -151,7 +249,14 @@ def predict_files(
         overlays = []
         for photo, picture in zip(photos, pictures, strict=True):
             prediction = predictor(picture, box=box, is_left=is_left)
-            record = to_json(photo, prediction, is_left=is_left, step=predictor.step)
+            crop_box = predictor.crop_box(*picture.shape[:2], box=box)
+            record = to_json(
+                photo,
+                prediction,
+                is_left=is_left,
+                step=predictor.step,
+                trust=predictor.reliability(prediction.confidence, crop_box),
+            )
             (out / f'{photo.stem}.json').write_text(json.dumps(record, indent=2) + '\n')
             larger, keypoints = visualize.enlarge(
                 picture, prediction.keypoints.astype(np.float64), _MIN_OVERLAY_SIDE

@@ -180,7 +180,11 @@ def test_predict_command_writes_overlay_and_json(trained, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(out / 'my photo.png')
     record = json.loads((out / 'my photo.json').read_text())
     assert len(record['keypoints']) == 21
-    assert {'name', 'x', 'y', 'confidence'} == set(record['keypoints'][0])
+    # Without a calibration nobody knows how far a keypoint can be trusted.
+    keypoint = record['keypoints'][0]
+    assert set(keypoint) == {'name', 'x', 'y', 'confidence', 'probability_correct', 'std_px'}
+    assert keypoint['probability_correct'] is None
+    assert keypoint['std_px'] is None
     overlay = cv2.imread(str(out / 'my photo.png'))
     assert overlay.shape[1] / overlay.shape[0] == pytest.approx(160 / 90, rel=0.01)
 

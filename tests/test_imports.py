@@ -33,6 +33,7 @@ TIERS = (
         'optimizers',
         'state',
         'checkpoints',
+        'calibration',
         'early_stopping',
         'health',
         'provenance',
