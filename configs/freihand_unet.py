@@ -11,13 +11,20 @@ authors.
 
     python datasets/prepare.py freihand --manual_dir DIR --versions raw
     python -m handpose_jax.main --config configs/freihand_unet.py --workdir W
+
+With :short the same network and loss learn in half an hour on two cores: 64 px, and AdamW in place
+of SGD, which stays on its first plateau for that long. On rendered hands:
+
+    python datasets/prepare.py synthetic_hands --count 3000 --size 112 --data_dir DIR
+    python -m handpose_jax.main --config configs/freihand_unet.py:short --config.data.root=DIR \
+        --config.data.dataset=synthetic_hands --workdir W
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    """Variants: '', 'smoke' (a few steps on drawn hands) and 'smoke_prepared' (on the data set)."""
+    """Variants: '', 'short', 'smoke' (a few steps on drawn hands), 'smoke_prepared' (data set)."""
     config = ConfigDict()
     config.workdir = ''  # where --workdir is not given
     config.seed = 0
@@ -88,10 +95,29 @@ def get_config(variant: str = '') -> ConfigDict:
         _smoke(config)
         if variant == 'smoke':
             _draw(config)
+    elif variant == 'short':
+        _shorten(config)
     elif variant:
-        raise ValueError(f"variant: expected '', 'smoke' or 'smoke_prepared', got {variant!r}")
+        raise ValueError(
+            f"variant: expected '', 'short', 'smoke' or 'smoke_prepared', got {variant!r}"
+        )
     config.lock()
     return config
+
+
+def _shorten(config: ConfigDict) -> None:
+    """Ours: a quarter of the pixels, and an optimizer that leaves the first plateau soon."""
+    config.size = 64
+    config.num_steps = 900
+    config.optimizer = ConfigDict()
+    config.optimizer.name = 'adamw'
+    config.optimizer.learning_rate = 5e-3
+    config.optimizer.schedule_name = 'cosine'
+    config.optimizer.warmup_steps = 50
+    config.optimizer.clip_norm = 0.0
+    config.early_stopping.patience = 0
+    config.eval_every = 300
+    config.checkpoint_every = 300
 
 
 def _smoke(config: ConfigDict) -> None:
