@@ -77,7 +77,7 @@ def plot(runs: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
         pck.plot(curve['thresholds'], curve['values'], label=name)
     loss.set(title='training loss', xlabel='step', yscale='log')
     epe.set(title='median EPE, px of the 224 crop', xlabel='step', ylim=(0, None))
-    pck.set(title='PCK', xlabel='error / longest side of the hand', ylim=(0, 1), xlim=(0, None))
+    pck.set(title='PCK', xlabel='error / normaliser of the protocol', ylim=(0, 1), xlim=(0, None))
     for axis in (loss, epe, pck):
         axis.grid(alpha=0.3)
         axis.legend()
