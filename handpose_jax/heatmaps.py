@@ -10,6 +10,7 @@ clipped to 0..1; `probability` is the share of the spatial softmax there, which 
 scale and size and is small (about 1/(h w)) even for a perfect map.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -115,14 +116,28 @@ def find_peaks(
     Returns:
         (x, y) in map pixels, and the maps' values there.
     """
-    window, strides = (1, 3, 3, 1), (1, 1, 1, 1)
-    highest = jax.lax.reduce_window(heatmaps, -jnp.inf, jax.lax.max, window, strides, 'SAME')
-    lowest = jax.lax.reduce_window(heatmaps, jnp.inf, jax.lax.min, window, strides, 'SAME')
+    highest = _over_neighbours(heatmaps, jnp.maximum, -jnp.inf)
+    lowest = _over_neighbours(heatmaps, jnp.minimum, jnp.inf)
     is_peak = (heatmaps >= highest) & (heatmaps > lowest)
     peaks = jnp.where(is_peak, heatmaps, -jnp.inf)
     b, h, w, k = heatmaps.shape
     values, flat = jax.lax.top_k(jnp.moveaxis(peaks.reshape(b, h * w, k), 1, 2), count)
     return jnp.stack([flat % w, flat // w], axis=-1), values
+
+
+def _over_neighbours(
+    heatmaps: Float[Array, 'b h w k'], extreme: Callable[[Array, Array], Array], beyond: float
+) -> Float[Array, 'b h w k']:
+    # Rows, then columns: XLA's reduce_window takes three times as long on a CPU.
+    for axis in (1, 2):
+        padding = [(1, 1) if a == axis else (0, 0) for a in range(4)]
+        padded = jnp.pad(heatmaps, padding, constant_values=beyond)
+        size = heatmaps.shape[axis]
+        before, after = (
+            jax.lax.slice_in_dim(padded, start, start + size, axis=axis) for start in (0, 2)
+        )
+        heatmaps = extreme(extreme(before, heatmaps), after)
+    return heatmaps
 
 
 def argmax(heatmaps: Float[Array, 'b h w k']) -> Int[Array, 'b k 2']:
