@@ -29,6 +29,9 @@ Source: fitted on the heatmaps that the authors published (paper notes, confiden
 THRESHOLD = 0.1
 """Raw map value below which a keypoint is uncertain. Source: the authors' released code."""
 
+SAME_DISTANCE = 1e-3
+"""Candidates of the fallback that differ by no more count as equally near, in map pixels."""
+
 _LOG_FLOOR = 1e-6
 
 
@@ -251,8 +254,9 @@ def choose_by_neighbours(
     """The paper's fallback: an uncertain keypoint takes its peak nearest to the certain keypoints.
 
     "Nearest" is read as the smallest mean distance to all keypoints at or above the threshold
-    (confidence C: the paper does not say which distance). A hand without any certain keypoint keeps
-    its highest pixels, and so does a map without any peak.
+    (confidence C: the paper does not say which distance); of several that are equally near, the
+    highest. A hand without any certain keypoint keeps its highest pixels, and so does a map without
+    any peak.
 
     A candidate needs no least value. The paper asks for the peaks with the highest probabilities,
     which ranks them and sets no floor; all peaks of an uncertain map are below the threshold
@@ -282,7 +286,9 @@ def choose_by_neighbours(
     ]
     is_peak = jnp.isfinite(candidate_values)
     mean_distance = jnp.where(is_peak, mean_distance, jnp.inf)
-    best = jnp.argmin(mean_distance, axis=-1)
+    # Distances between whole pixels are often equal but for rounding; then the highest peak wins.
+    least = mean_distance.min(axis=-1, keepdims=True)
+    best = jnp.argmax(mean_distance <= least + SAME_DISTANCE, axis=-1)
     nearest = jnp.take_along_axis(candidates, best[:, :, None, None], axis=2)[:, :, 0]
     # Not `~certain`: a map with NaN keeps its NaN, so that its confidence says so.
     uncertain = confidence < threshold

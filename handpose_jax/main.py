@@ -13,7 +13,7 @@ CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Path of a config, e.g. configs/cmu.py or configs/cmu.py:smoke.'
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.')
-MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'export'], 'What to do.')
 DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'This is one of several processes of a run, see docs/scaling.md.'
 )
@@ -61,8 +61,13 @@ def main(argv: list[str]) -> None:
             train.train(config, workdir)
         else:
             if not WORKDIR.value and config is None:
-                raise ValueError('--mode evaluate needs --workdir, the folder of a training run')
+                raise ValueError(f'--mode {MODE.value} needs --workdir, the folder of a run')
             workdir = WORKDIR.value or config.workdir
+            if MODE.value == 'export':
+                from handpose_jax import export
+
+                print(export.describe(workdir, export.export(workdir, config=config)))
+                return
             config = checkpoints.load_config(workdir) if config is None else config
             # Its plots take a second to import, which a training need not wait for.
             from handpose_jax import report

@@ -53,9 +53,9 @@ FENCES = {
     'flax.linen': ('models/',),
     'orbax': ('checkpoints.py',),
     'tensorflow_datasets': ('data/prepared.py',),
-    'tensorflow': ('export.py', 'runtimes.py', 'models/pretrained.py'),
+    'tensorflow': ('export/', 'runtimes.py', 'models/pretrained.py'),
     # It imports TensorFlow itself.
-    'jax.experimental.jax2tf': ('export.py', 'runtimes.py', 'models/pretrained.py'),
+    'jax.experimental.jax2tf': ('export/', 'runtimes.py', 'models/pretrained.py'),
     # Loading a pickle runs what it says. There it is written; data/safe_pickle.py reads it.
     'pickle': ('data/rhd.py',),
 }
@@ -287,11 +287,11 @@ SEEDED_BREACHES = {
     ),
     'TensorFlow in training': (
         {f'{P}/train.py': 'def f():\n  import tensorflow as tf'},
-        'tensorflow is only for export.py',
+        'tensorflow is only for export/',
     ),
-    'TensorFlow at the top': ({f'{P}/export.py': 'import tensorflow'}, 'inside of functions'),
+    'TensorFlow at the top': ({f'{P}/export/x.py': 'import tensorflow'}, 'inside of functions'),
     'jax2tf at the top': (
-        {f'{P}/export.py': 'from jax.experimental import jax2tf'},
+        {f'{P}/export/x.py': 'from jax.experimental import jax2tf'},
         'jax2tf is only for the inside',
     ),
     'TensorFlow through importlib': (
@@ -332,7 +332,9 @@ def test_what_is_allowed_is_not_a_breach(tmp_path):
             f'{P}/models/layers.py': 'import flax.linen as nn',
             f'{P}/models/__init__.py': f'from {P}.models import unet',
             f'{P}/checkpoints.py': 'import orbax.checkpoint as ocp\nimport grain.checkpoint',
-            f'{P}/export.py': 'def f():\n import tensorflow\n from jax.experimental import jax2tf',
+            f'{P}/export/x.py': (
+                'def f():\n import tensorflow\n from jax.experimental import jax2tf'
+            ),
             f'{P}/main.py': f'from {P} import train',
             'datasets/prepare.py': f'import tensorflow\nfrom {P} import hand',
             'configs/cmu.py': 'import ml_collections\nfrom ml_collections import config_dict',

@@ -63,7 +63,10 @@ class Stem(nn.Module):
             x = (x + bias).astype(self.dtype)
         else:
             x = BatchNorm(self.bn_momentum, BN_EPSILON, name='bn')(x, train)
-        return nn.max_pool(nn.relu(x), (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        # Padded with zeros, which no maximum of a ReLU can tell from minus infinity: that would be
+        # part of the range of values that int8 is calibrated on.
+        x = jnp.pad(nn.relu(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return nn.max_pool(x, (3, 3), (2, 2), padding='VALID')
 
 
 class Bottleneck(nn.Module):

@@ -1,0 +1,282 @@
+"""The networks that benchmarks/latency.py measures, as files: exported, or of random weights.
+
+Random weights take as long as trained ones. Everything is described by plain dicts ("contenders"),
+which go to other processes and into the results:
+
+    name, backend, precision, size, path, network_path (None: the decoding is not to be had apart),
+    any_batch (False: the file takes one image), macs, bytes, own (False: a file given by --model)
+"""
+
+import importlib.util
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import model_files
+
+HERE = pathlib.Path(__file__).parent
+CONFIG = HERE.parent / 'configs' / 'cmu.py'
+"""The paper's network."""
+
+BACKENDS = ('jax', 'tflite', 'onnx', 'openvino', 'saved_model', 'stablehlo')
+PRECISIONS = ('f32', 'f16', 'dynamic_int8', 'int8')
+
+TO_RUN = {
+    'jax': (),
+    'tflite': ('ai_edge_litert',),
+    'onnx': ('onnxruntime', 'onnx'),
+    'openvino': ('openvino', 'onnx'),
+    'saved_model': ('tensorflow',),
+    'stablehlo': (),
+}
+TO_MAKE = {'tflite': ('tensorflow',)}
+"""Modules beside those of TO_RUN, where there is no exported file."""
+
+EXPORTED = {
+    'onnx': 'handpose.onnx',
+    'openvino': 'handpose.onnx',
+    'saved_model': 'saved_model',
+    'stablehlo': 'handpose.stablehlo',
+}
+"""Names of the files of handpose_jax.export; those of TFLite have the precision in them."""
+
+CALIBRATION_IMAGES = 16
+
+
+def missing_modules(backend: str, make: bool) -> list[str]:
+    """Modules that a backend needs and that are not installed."""
+    needed = (*TO_RUN[backend], *(TO_MAKE.get(backend, ()) if make else ()))
+    return [name for name in needed if importlib.util.find_spec(name) is None]
+
+
+def file_name(backend: str, precision: str) -> str:
+    """Of what handpose_jax.export writes for a backend."""
+    return f'handpose_{precision}.tflite' if backend == 'tflite' else EXPORTED[backend]
+
+
+def is_exported(workdir: str, backend: str, precision: str) -> bool:
+    """Whether a workdir has what a backend runs; JAX runs the checkpoint."""
+    return backend == 'jax' or (
+        pathlib.Path(workdir, 'export', file_name(backend, precision)).exists()
+    )
+
+
+def load_config(path: pathlib.Path, variant: str = '') -> Any:
+    """The ConfigDict of a file in configs/.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not path.is_file():
+        raise ValueError(f'--config {path}: no such file; those of this repository are in configs/')
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f'--config {path}: expected a Python file with get_config')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+        raise ValueError(f'--config {path}: expected a Python file with get_config')
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def random_variables(model: Any) -> Any:
+    """Variables of an unfolded network that look trained: no statistic is zero or one."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    images = jnp.zeros((1, 32, 32, 3), jnp.uint8)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    rng = np.random.default_rng(0)
+
+    def fill(path: Any, leaf: Any) -> np.ndarray:
+        name = path[-1].key
+        if name.endswith('kernel'):
+            value = rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:3])), leaf.shape)
+        elif name in ('scale', 'var'):
+            value = rng.uniform(0.5, 1.5, leaf.shape)
+        else:
+            value = rng.normal(0, 0.1, leaf.shape)
+        return value.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def file_bytes(path: pathlib.Path) -> int:
+    """Of a file, or of all files in a folder."""
+    files = path.rglob('*') if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def save_for_jax(config: Any, variables: Any, folder: pathlib.Path) -> None:
+    """Writes what the worker needs to run a network in JAX, batch normalisation folded.
+
+    Args:
+        config: of the run.
+        variables: {'params', 'batch_stats'}.
+        folder: receives network.json and variables.npz.
+    """
+    import inspect
+
+    import numpy as np
+    from flax import traverse_util
+
+    from handpose_jax import models
+    from handpose_jax.models import folding
+
+    settings = {**config.model.to_dict(), 'dtype': 'float32'}
+    if 'folded' in inspect.signature(models.MODELS[settings['name']]).parameters:
+        variables = folding.fold(models.build(**settings), variables)
+        settings['folded'] = True
+    folder.mkdir(parents=True)
+    flat = traverse_util.flatten_dict(dict(variables), sep='/')
+    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in flat.items()}
+    np.savez(folder / 'variables.npz', **arrays)
+    (folder / 'network.json').write_text(
+        json.dumps({'model': settings, 'decode': config.decode.to_dict()})
+    )
+
+
+def network_macs(config: Any) -> int:
+    """Multiply-adds for one image of the config's size."""
+    from handpose_jax import models
+    from handpose_jax.models import complexity
+
+    model = models.build(**{**config.model.to_dict(), 'implementation': 'lax'})
+    return complexity.count_macs(model, config.size)
+
+
+def calibration_crops(size: int) -> Any:
+    """Crops of drawn hands, u8[n size size 3]."""
+    from handpose_jax.data import pipeline, sources
+
+    source = sources.load_source('sketch', count=CALIBRATION_IMAGES)
+    batches = pipeline.eval_batches(source, size=size, batch_size=CALIBRATION_IMAGES, num_threads=0)
+    return next(iter(batches))['image']
+
+
+def prepare(
+    *,
+    config_path: pathlib.Path,
+    variant: str,
+    workdir: str | None,
+    size: int | None,
+    wanted: Sequence[tuple[str, str]],
+    folder: pathlib.Path,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Finds or makes the files of one network at one size; for a process of its own.
+
+    Args:
+        config_path: names the network where there is no workdir.
+        variant: of the config.
+        workdir: whose W/export is measured, which must be there; None for random weights.
+        size: of the images, px; None: the config's.
+        wanted: backends and precisions.
+        folder: receives what is made.
+
+    Returns:
+        The contenders, and what the results say about the network.
+
+    Raises:
+        ValueError: if something cannot be found or made.
+    """
+    from handpose_jax import models
+    from handpose_jax.export import graph, onnx, stablehlo, tflite
+
+    folder.mkdir(parents=True, exist_ok=True)
+    about: dict[str, Any] = {'weights': 'random'}
+    if workdir is None:
+        config = load_config(config_path, variant)
+        about['config'] = config_path.name
+        with config.unlocked():
+            config.size = size or config.size
+        variables = random_variables(models.build(**config.model.to_dict()))
+    else:
+        trained = graph.load(workdir)
+        config, variables = trained.config, trained.variables
+        about |= {'weights': f'of checkpoint {trained.step}', 'checksum': trained.checksum}
+        if size not in (None, config.size):
+            raise ValueError(
+                f'--size {size}: the artefacts of {workdir} are for {config.size} px; leave it out'
+            )
+    about |= {'model': config.model.to_dict(), 'size': config.size}
+    if any(precision == 'int8' for _, precision in wanted) and workdir is None:
+        about['int8'] = f'calibrated on {CALIBRATION_IMAGES} drawn hands'
+    graphs = {
+        name: graph.make_graph(config, variables, implementation=name) for name in ('lax', 'auto')
+    }
+    macs = network_macs(config)
+
+    def path_of(backend: str, precision: str) -> pathlib.Path:
+        if backend == 'jax':
+            path = folder / 'jax'
+            if not path.exists():
+                save_for_jax(config, variables, path)
+            return path
+        name = file_name(backend, precision)
+        if workdir is not None:
+            return pathlib.Path(workdir) / 'export' / name
+        path = folder / name
+        if path.exists():
+            return path
+        if backend == 'tflite':
+            crops = calibration_crops(config.size) if precision == 'int8' else None
+            path.write_bytes(tflite.convert(graphs['lax'], precision, crops))
+        elif backend == 'saved_model':
+            tflite.save_saved_model(graphs['lax'], path)
+        elif backend == 'stablehlo':
+            stablehlo.save(graphs['auto'], path)
+        else:
+            onnx.save(graphs['lax'], path)
+        return path
+
+    contenders = []
+    for backend, precision in wanted:
+        path = path_of(backend, precision)
+        network: pathlib.Path | None = None
+        if path.suffix in ('.tflite', '.onnx'):
+            network = folder / f'network_{path.name}'
+            if not network.exists() and not model_files.network_only(path, network):
+                network = None
+        contenders.append(
+            {
+                'name': backend if precision == 'f32' else f'{backend} {precision}',
+                'backend': backend,
+                'precision': precision,
+                'size': config.size,
+                'path': str(path),
+                'network_path': str(network) if network else None,
+                'any_batch': backend != 'tflite',
+                'macs': macs,
+                'bytes': file_bytes(path),
+                'own': True,
+            }
+        )
+    return contenders, about
+
+
+def given_file(path: pathlib.Path, backend: str) -> dict[str, Any]:
+    """The contender that is a file given by --model.
+
+    Raises:
+        ValueError: if it is no .tflite or .onnx file, or cannot be run here.
+    """
+    if path.suffix not in ('.tflite', '.onnx') or not path.is_file():
+        raise ValueError(f'--model {path}: expected a .tflite or .onnx file that exists')
+    if missing := missing_modules(backend, make=False):
+        raise ValueError(f'--model {path}: needs the module {missing[0]}, which is not installed')
+    side = model_files.input_side(path)
+    return {
+        'name': f'{path.stem}, openvino' if backend == 'openvino' else path.stem,
+        'backend': backend,
+        'precision': '',
+        'size': side,
+        'path': str(path),
+        'network_path': None,
+        'any_batch': backend != 'tflite',
+        # Without a size the file does not say how much it computes.
+        'macs': model_files.count_macs(path) if side else None,
+        'bytes': file_bytes(path),
+        'own': False,
+    }

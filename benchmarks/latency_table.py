@@ -1,0 +1,143 @@
+"""Writes README.md's latency table from the files in benchmarks/results.
+
+python benchmarks/latency_table.py            replaces the table
+python benchmarks/latency_table.py --check    fails if it is not what the files say
+
+Reads latency.json, and latency_jax_gpu.json and latency_android.json where they exist.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any
+
+import latency_report
+
+HERE = pathlib.Path(__file__).parent
+README = HERE.parent / 'README.md'
+BEGIN = '<!-- latency: made by benchmarks/latency_table.py -->\n'
+END = '<!-- end -->\n'
+
+
+def _read(name: str) -> dict[str, Any] | None:
+    path = HERE / 'results' / f'{name}.json'
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _label(row: dict[str, Any]) -> str:
+    if not row['own']:
+        return f'{row["name"]} (peer)'
+    return row['name'].replace('_', ' ')
+
+
+def cpu_table(results: dict[str, Any]) -> str:
+    """Median milliseconds by network, and size and threads."""
+    groups = sorted(
+        (group for group in results['groups'] if group['batch'] == 1),
+        key=lambda group: (group['size'] or 0, group['threads']),
+    )
+    labels = list(dict.fromkeys(_label(row) for group in groups for row in group['rows']))
+    head = ['median ms for one image', *(latency_report.heading(group) for group in groups)]
+    head += ['load s', 'peak MB', 'file MB']
+    lines = [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
+    for label in labels:
+        found = [
+            next((row for row in group['rows'] if _label(row) == label), None) for group in groups
+        ]
+        last = next(row for row in reversed(found) if row is not None)
+        cells = [
+            label,
+            *('' if row is None else latency_report.milliseconds(row['p50_ms']) for row in found),
+            f'{last["import_s"] + last["load_s"] + last["first_call_ms"] / 1e3:.1f}',
+            f'{last["peak_memory_mb"]:.0f}',
+            f'{last["bytes"] / 1e6:.1f}',
+        ]
+        lines.append(f'| {" | ".join(cells)} |')
+    rates = ', '.join(
+        f'{group["matmul_gflops"]:.0f} GFLOP/s ({latency_report.heading(group)})'
+        for group in groups
+    )
+    machine = results['machine']
+    lines += [
+        '',
+        f'Decoding included; weights {results["weights"]}; load, with the first call, and '
+        'memory in the last column of milliseconds. '
+        f'{machine["cores"]} cores of {machine["processor"]}; a large float32 matrix product in '
+        f'the same rounds: {rates}.',
+    ]
+    return '\n'.join(lines)
+
+
+def gpu_table(results: dict[str, Any]) -> str:
+    """Images per second by batch."""
+    lines = ['| batch | ms | images/s | images/s, images already on the GPU |', '|---|---|---|---|']
+    for group in results['groups']:
+        for row in group['rows']:
+            there = row['resident']
+            lines.append(
+                f'| {group["batch"]} | {latency_report.milliseconds(row["p50_ms"])} | '
+                f'{row["frames_per_s"]:,.0f} | {there["frames_per_s"]:,.0f} |'
+            )
+    sizes = ', '.join(f'{size} px' for size in sorted({g['size'] for g in results['groups']}))
+    return '\n'.join([*lines, '', f'JAX on one {results["machine"]["device"]}, {sizes}.'])
+
+
+def table() -> str:
+    """All tables in Markdown.
+
+    Raises:
+        ValueError: if nothing was measured.
+    """
+    cpu, gpu, phone = (_read(name) for name in ('latency', 'latency_jax_gpu', 'latency_android'))
+    if cpu is None:
+        raise ValueError('benchmarks/results/latency.json: no such file; docs/latency.md')
+    parts = [cpu_table(cpu)]
+    missing = []
+    if gpu:
+        parts.append(gpu_table(gpu))
+    else:
+        missing.append('GPU')
+    found = (phone or cpu).get('phone')
+    if found:
+        parts.append(latency_report.phone_table(found))
+    else:
+        missing.append('phone')
+    if missing:
+        parts.append(f'No {" and no ".join(missing)} measured yet: none was at hand.')
+    return '\n\n'.join(parts) + '\n'
+
+
+def replaced(readme: str) -> str:
+    """README's text with fresh tables.
+
+    Raises:
+        ValueError: if it has no place for them.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f'README.md: expected {BEGIN.strip()!r} and after it {END.strip()!r}')
+    return before + begin + table() + end + after
+
+
+def main() -> None:
+    """Replaces the tables, or compares them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--check', action='store_true', help='change nothing, fail if it would')
+    flags = parser.parse_args()
+    old = README.read_text()
+    try:
+        new = replaced(old)
+    except ValueError as error:
+        sys.exit(f'error: {error}')
+    if not flags.check:
+        README.write_text(new)
+    elif new != old:
+        sys.exit('README.md: the latency table is stale; run this without --check')
+
+
+if __name__ == '__main__':
+    main()

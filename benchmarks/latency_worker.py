@@ -1,0 +1,315 @@
+"""One network in one runtime, in a process of its own: what benchmarks/latency.py starts.
+
+It reads one JSON object a line and answers each with one: first what to open, then turns of calls.
+Nothing is imported before it is needed: a runtime's memory and its time to load are its own.
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Call = Callable[[], Any]
+Variants = dict[str, Call]
+"""'whole', with the decoding; 'network', without, where it can be had apart; 'resident', on a GPU:
+images and results stay there."""
+
+WARM_UP_CALLS = 3
+"""After the first call, before the first turn."""
+
+MATMUL_SIDE = {'cpu': 1024, 'gpu': 8192}
+MATMUL_CALLS = 5
+
+
+def peak_memory() -> float:
+    """The most memory this process has held, MB."""
+    status = pathlib.Path('/proc/self/status')
+    if status.exists():
+        # Of this process alone: what getrusage says begins with its parent's.
+        found = re.search(r'VmHWM:\s*(\d+) kB', status.read_text())
+        if found:
+            return int(found[1]) / 1024
+    unit = 2**20 if sys.platform == 'darwin' else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def make_images(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Noise as an image: 0..255 for whole numbers and for this package's networks."""
+    values = np.random.default_rng(1).uniform(0, 255, shape)
+    return values.astype(dtype)
+
+
+def _fixed(shape: Any, case: dict[str, Any]) -> tuple[int, ...]:
+    """A shape without unknown sides: the first is the batch, others are the image's."""
+    return tuple(
+        side if isinstance(side, int) and side > 0 else case['batch'] if axis == 0 else case['size']
+        for axis, side in enumerate(shape)
+    )
+
+
+def open_tflite(case: dict[str, Any]) -> Variants:
+    from ai_edge_litert.interpreter import Interpreter
+
+    def call_of(path: str) -> Call:
+        interpreter = Interpreter(model_path=path, num_threads=case['threads'])
+        interpreter.allocate_tensors()
+        given = [
+            (row['index'], make_images(tuple(map(int, row['shape'])), row['dtype']))
+            for row in interpreter.get_input_details()
+        ]
+        results = [row['index'] for row in interpreter.get_output_details()]
+
+        def call() -> list[np.ndarray]:
+            for index, array in given:
+                interpreter.set_tensor(index, array)
+            interpreter.invoke()
+            return [interpreter.get_tensor(index) for index in results]
+
+        return call
+
+    return _of_files(case, call_of)
+
+
+def open_onnx(case: dict[str, Any]) -> Variants:
+    import onnxruntime
+
+    def call_of(path: str) -> Call:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = case['threads']
+        session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+        types = {'tensor(float)': np.float32, 'tensor(uint8)': np.uint8}
+        given = {
+            row.name: make_images(_fixed(row.shape, case), types.get(row.type, np.float32))
+            for row in session.get_inputs()
+        }
+        return lambda: session.run(None, given)
+
+    return _of_files(case, call_of)
+
+
+def open_openvino(case: dict[str, Any]) -> Variants:
+    import openvino
+
+    # Its own choice would be bfloat16 where the CPU has it.
+    options = {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': case['threads']}
+
+    def call_of(path: str) -> Call:
+        compiled = openvino.Core().compile_model(path, 'CPU', options)
+        given = [
+            make_images(
+                _fixed(
+                    [side.get_length() if side.is_static else 0 for side in row.partial_shape],
+                    case,
+                ),
+                row.element_type.to_dtype(),
+            )
+            for row in compiled.inputs
+        ]
+        return lambda: [np.asarray(array) for array in compiled(given).values()]
+
+    return _of_files(case, call_of)
+
+
+def _of_files(case: dict[str, Any], call_of: Callable[[str], Call]) -> Variants:
+    calls = {'whole': call_of(case['path'])}
+    if case.get('network_path'):
+        # Only when it is asked for: the memory of the first is measured before.
+        calls['network'] = _later(lambda: call_of(case['network_path']))
+    return calls
+
+
+def _later(make: Callable[[], Call]) -> Call:
+    made: list[Call] = []
+
+    def call() -> Any:
+        if not made:
+            made.append(make())
+        return made[0]()
+
+    return call
+
+
+def open_saved_model(case: dict[str, Any]) -> Variants:
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(case['threads'])
+    tf.config.threading.set_inter_op_parallelism_threads(case['threads'])
+    loaded = tf.saved_model.load(case['path'])
+    infer = loaded.signatures['serving_default']
+    (given,) = infer.structured_input_signature[1].values()
+    images = make_images(_fixed(given.shape.as_list(), case), np.float32)
+
+    def call() -> list[np.ndarray]:
+        # `loaded` is named so that it lives: a signature does not keep alive what it belongs to.
+        found = loaded.signatures['serving_default'](**{given.name: tf.constant(images)})
+        return [array.numpy() for array in found.values()]
+
+    return {'whole': call}
+
+
+def open_stablehlo(case: dict[str, Any]) -> Variants:
+    import jax
+    from jax import export
+
+    program = export.deserialize(bytearray(pathlib.Path(case['path']).read_bytes()))
+    images = make_images((case['batch'], case['size'], case['size'], 3), np.float32)
+    # XLA leaves out what does not lead to a result.
+    calls = {'whole': jax.jit(program.call), 'network': jax.jit(lambda x: program.call(x)[0])}
+    return {name: _to_numpy(infer, images) for name, infer in calls.items()}
+
+
+def open_jax(case: dict[str, Any]) -> Variants:
+    import jax
+    from flax import traverse_util
+
+    from handpose_jax import models, runtimes
+
+    folder = pathlib.Path(case['path'])
+    settings = json.loads((folder / 'network.json').read_text())
+    with np.load(folder / 'variables.npz') as arrays:
+        variables = jax.device_put(traverse_util.unflatten_dict(dict(arrays), sep='/'))
+    model = models.build(**settings['model'])
+    images = make_images((case['batch'], case['size'], case['size'], 3), np.uint8)
+    whole = runtimes.make_infer(model, settings['decode'])
+    network = jax.jit(lambda v, x: model.apply(v, x, train=False))
+    calls = {
+        'whole': _to_numpy(lambda x: whole(variables, x), images),
+        'network': _to_numpy(lambda x: network(variables, x), images),
+    }
+    if case['device'] == 'gpu':
+        there = jax.device_put(images)
+        calls['resident'] = lambda: jax.block_until_ready(whole(variables, there))
+    return calls
+
+
+def _to_numpy(infer: Callable[[Any], Any], images: np.ndarray) -> Call:
+    import jax
+
+    return lambda: jax.tree.map(np.asarray, infer(images))
+
+
+def open_matmul(case: dict[str, Any]) -> Variants:
+    """A large product of float32 matrices: what the machine can do at best, if XLA can."""
+    import jax
+    import jax.numpy as jnp
+
+    side = MATMUL_SIDE[case['device']]
+    matrix = jnp.asarray(np.random.default_rng(2).normal(size=(side, side)), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    return {'whole': lambda: product(matrix, matrix).block_until_ready()}
+
+
+OPENERS: dict[str, tuple[str, Callable[[dict[str, Any]], Variants]]] = {
+    'tflite': ('ai_edge_litert.interpreter', open_tflite),
+    'onnx': ('onnxruntime', open_onnx),
+    'openvino': ('openvino', open_openvino),
+    'saved_model': ('tensorflow', open_saved_model),
+    'stablehlo': ('jax.export', open_stablehlo),
+    'jax': ('handpose_jax.runtimes', open_jax),
+    'matmul': ('jax', open_matmul),
+}
+"""Runtime to the module whose import is timed apart, and what opens a file in it."""
+
+
+def open_case(case: dict[str, Any]) -> tuple[Variants, dict[str, Any]]:
+    """Opens a network, runs it for the first time, and says what that took.
+
+    Args:
+        case: 'backend', 'path', 'network_path' or None, 'threads', 'batch', 'size', 'device'.
+    """
+    module, opener = OPENERS[case['backend']]
+    before = peak_memory()
+    begin = time.perf_counter()
+    importlib.import_module(module)
+    imported = time.perf_counter()
+    if case['device'] == 'gpu':
+        import jax
+
+        found = jax.devices()[0].platform
+        if found != 'gpu':
+            raise ValueError(f'--device gpu: JAX finds no GPU here, only {found}')
+    variants = opener(case)
+    loaded = time.perf_counter()
+    variants['whole']()
+    first = time.perf_counter()
+    for _ in range(WARM_UP_CALLS):
+        variants['whole']()
+    facts: dict[str, Any] = {
+        'import_s': round(imported - begin, 3),
+        'load_s': round(loaded - imported, 3),
+        'first_call_ms': round(1e3 * (first - loaded), 2),
+        'peak_memory_mb': round(peak_memory(), 1),
+        'memory_before_mb': round(before, 1),
+    }
+    if case['device'] == 'gpu':
+        statistics = jax.devices()[0].memory_stats() or {}
+        facts['device_peak_memory_mb'] = round(statistics.get('peak_bytes_in_use', 0) / 2**20, 1)
+    for name in variants:
+        variants[name]()
+    facts['variants'] = list(variants)
+    return variants, facts
+
+
+def take_turn(variants: Variants, calls: int, backwards: bool) -> dict[str, Any]:
+    """Times some calls of each variant, from NumPy arrays to NumPy arrays.
+
+    Args:
+        variants: what to call.
+        calls: of the whole, one after the other; after one that does not count, for the processes
+            before have left their own data in the caches. The network is timed half as often, and
+            the whole beside it in turns: their difference is small, and a machine that does other
+            things changes from one tenth of a second to the next.
+        backwards: whether the network comes before the whole.
+
+    Returns:
+        'milliseconds' of the calls of each variant; 'beside', of the whole's calls that stood
+        beside those of the network; 'cores_used', processor time for each second.
+    """
+    milliseconds: dict[str, list[float]] = {name: [] for name in variants}
+    beside: list[float] = []
+    busy = wall = 0.0
+    for name in list(variants)[:: -1 if backwards else 1]:
+        paired = name == 'network'
+        plan = [name, 'whole'] * max(1, calls // 2) if paired else [name] * calls
+        for warm_up in plan[:2] if paired else plan[:1]:
+            variants[warm_up]()
+        cpu_begin, wall_begin = time.process_time(), time.perf_counter()
+        for called in plan:
+            begin = time.perf_counter()
+            variants[called]()
+            times = beside if paired and called == 'whole' else milliseconds[called]
+            times.append(1e3 * (time.perf_counter() - begin))
+        busy += time.process_time() - cpu_begin
+        wall += time.perf_counter() - wall_begin
+    return {'milliseconds': milliseconds, 'beside': beside, 'cores_used': busy / wall}
+
+
+def main() -> None:
+    """Answers until there is nothing more to read."""
+    # Runtimes print what they like: the answers have a descriptor of their own.
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+    variants: Variants = {}
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            if 'open' in asked:
+                variants, answer = open_case(asked['open'])
+            else:
+                answer = take_turn(variants, asked['calls'], asked['backwards'])
+        except Exception as error:  # of any runtime; the other process reports it
+            answer = {'error': f'{type(error).__name__}: {error}'}
+        answers.write(json.dumps(answer) + '\n')
+        answers.flush()
+
+
+if __name__ == '__main__':
+    main()
