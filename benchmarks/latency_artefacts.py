@@ -206,6 +206,7 @@ def prepare(
     graphs = {
         name: graph.make_graph(config, variables, implementation=name) for name in ('lax', 'auto')
     }
+    for_jax = graph.make_graph(config, variables, implementation='auto', portable=False)
     macs = network_macs(config)
 
     def path_of(backend: str, precision: str) -> pathlib.Path:
@@ -224,9 +225,9 @@ def prepare(
             crops = calibration_crops(config.size) if precision == 'int8' else None
             path.write_bytes(tflite.convert(graphs['lax'], precision, crops))
         elif backend == 'saved_model':
-            tflite.save_saved_model(graphs['lax'], path)
+            tflite.save_saved_model(graphs['auto'], path)
         elif backend == 'stablehlo':
-            stablehlo.save(graphs['auto'], path)
+            stablehlo.save(for_jax, path)
         else:
             onnx.save(graphs['lax'], path)
         return path

@@ -40,13 +40,15 @@ class Given:
 
     Attributes:
         lax: the graph, its convolutions as converters must see them.
-        auto: the graph, its convolutions in the formulation that suits the platform.
+        auto: the graph, its convolutions in the formulation that suits the platform, for XLA.
+        for_jax: as auto, decoded by JAX's own operations.
         images: crops to calibrate with, u8[n size size 3].
         metadata: what every artefact tells about itself.
     """
 
     lax: graph.Graph
     auto: graph.Graph
+    for_jax: graph.Graph
     images: np.ndarray
     metadata: dict[str, Any]
 
@@ -94,7 +96,7 @@ ARTEFACTS: dict[str, Artefact] = {
         ('stablehlo',),
         'f32',
         ('flatbuffers',),
-        lambda given, path: stablehlo.save(given.auto, path),
+        lambda given, path: stablehlo.save(given.for_jax, path),
     ),
     'saved_model': Artefact(
         'saved_model',
@@ -150,13 +152,15 @@ def export(
         )
     # An old one beside a failed new one would look as if it had passed.
     shutil.rmtree(target, ignore_errors=True)
-    lax, auto = (
-        graph.make_graph(trained.config, trained.variables, implementation=implementation)
-        for implementation in ('lax', 'auto')
+    lax, auto, for_jax = (
+        graph.make_graph(
+            trained.config, trained.variables, implementation=implementation, portable=portable
+        )
+        for implementation, portable in (('lax', True), ('auto', True), ('auto', False))
     )
     metadata = _metadata(trained, lax)
     calibration = crops(config, config.train_split, num_images)['image']
-    given = Given(lax, auto, calibration, metadata)
+    given = Given(lax, auto, for_jax, calibration, metadata)
     reference = _reference(trained, config, num_images)
     # In the workdir: a folder elsewhere may be on another disk, and could not be renamed.
     with tempfile.TemporaryDirectory(dir=workdir, prefix='export_unfinished_') as temporary:

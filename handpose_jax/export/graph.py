@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from handpose_jax import checkpoints, models, runtimes
+from handpose_jax import checkpoints, heatmaps, models, runtimes
 from handpose_jax.export.decode_graph import check_decode, decode_graph
 
 OUTPUTS = ('heatmaps', 'keypoints')
@@ -84,7 +84,9 @@ def checksum(variables: Any) -> str:
     return digest.hexdigest()
 
 
-def make_graph(config: ConfigDict, variables: Any, *, implementation: str = 'lax') -> Graph:
+def make_graph(
+    config: ConfigDict, variables: Any, *, implementation: str = 'lax', portable: bool = True
+) -> Graph:
     """Makes the function that is exported.
 
     Args:
@@ -92,6 +94,8 @@ def make_graph(config: ConfigDict, variables: Any, *, implementation: str = 'lax
         variables: {'params', 'batch_stats'} of the network.
         implementation: of the convolutions, see handpose_jax.models.layers. Converters must see
             'lax': of the formulations for CPUs they would make hundreds of slices.
+        portable: decode by decode_graph; False: by heatmaps.decode itself, which is faster where
+            JAX runs it, and of which TensorFlow does not know every operation.
 
     Raises:
         ValueError: for a way of decoding that cannot be exported.
@@ -109,6 +113,9 @@ def make_graph(config: ConfigDict, variables: Any, *, implementation: str = 'lax
         return maps
 
     def keypoints_of(maps: Array) -> Float[Array, 'b 21 3']:
+        if not portable:
+            found = heatmaps.decode(maps, stride=model.stride, **decode)
+            return jnp.concatenate([found.keypoints, found.confidence[..., None]], axis=-1)
         return decode_graph(maps, stride=model.stride, decode=decode)
 
     def infer(images: Float[Array, 'b s s 3']) -> tuple[Array, Array]:

@@ -158,7 +158,8 @@ def _keypoints(content: Content) -> str:
         figures.append(markup.figure(svg, caption))
     return (
         '<p>Mean error in pixels of the 224 crop, on a drawn hand; darker is worse, on one scale '
-        f'for all runs.</p>{markup.grid(figures)}<details><summary>Every keypoint in numbers</summary>'
+        f'for all runs.</p>{markup.grid(figures)}'
+        '<details><summary>Every keypoint in numbers</summary>'
         f'{markup.table(tables.per_keypoint(content.runs))}</details>'
     )
 
@@ -200,7 +201,8 @@ def _confidence(content: Content) -> str:
     return (
         '<p>On the dashed line a confidence would be the probability of being right. Here it is '
         "the heatmap's peak as the network gives it, which need not be a probability; what "
-        f'matters is that the curve rises. Expected calibration error: {markup.text(", ".join(gaps))}.</p>'
+        'matters is that the curve rises. Expected calibration error: '
+        f'{markup.text(", ".join(gaps))}.</p>'
         + ''.join(map(markup.quiet, _calibrated(content.runs)))
         + ''.join(markup.grid(row) for row in rows)
     )
