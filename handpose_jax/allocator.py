@@ -7,11 +7,9 @@ import platform
 
 # Source: malloc.h of glibc, the parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-_LARGEST = 2**31 - 1
+_NEVER = -1
 _TOP_PAD = 64 * 2**20
 
-_RESERVED = 4 * 2**30
-_PIN = 64 * 2**20
 _HUGE_PAGE = 2 * 2**20
 
 _done: bool | None = None
@@ -43,7 +41,7 @@ def _configure(library: ctypes.CDLL) -> bool:
         library.mallopt(parameter, value)
         for parameter, value in (
             (_M_MMAP_MAX, 0),
-            (_M_TRIM_THRESHOLD, _LARGEST),
+            (_M_TRIM_THRESHOLD, _NEVER),
             (_M_TOP_PAD, _TOP_PAD),
             # The heaps of threads are unmapped whenever they are empty, whatever the threshold.
             (_M_ARENA_MAX, 1),
@@ -61,14 +59,11 @@ def _reserve(library: ctypes.CDLL) -> None:
     library.malloc.argtypes = [ctypes.c_size_t]
     library.free.argtypes = [ctypes.c_void_p]
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    size = min(_RESERVED, os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2)
+    size = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2
     block = library.malloc(size)
     if not block:
         # A limit on addresses (ulimit -v) or strict overcommit: the heap grows as it needs to.
         return
-    # Above the block and never freed: glibc trims a heap whose free top exceeds the largest
-    # threshold that can be set, 2 GiB.
-    library.malloc(_PIN)
     first = -(-block // _HUGE_PAGE) * _HUGE_PAGE
     last = (block + size) // _HUGE_PAGE * _HUGE_PAGE
     library.madvise(first, last - first, mmap.MADV_HUGEPAGE)
