@@ -159,18 +159,24 @@ def open_stablehlo(case: dict[str, Any]) -> Variants:
     import jax
     from jax import export
 
+    from handpose_jax import compiler_options
+
     program = export.deserialize(bytearray(pathlib.Path(case['path']).read_bytes()))
     images = make_images((case['batch'], case['size'], case['size'], 3), np.float32)
     # XLA leaves out what does not lead to a result.
-    calls = {'whole': jax.jit(program.call), 'network': jax.jit(lambda x: program.call(x)[0])}
-    return {name: _to_numpy(infer, images) for name, infer in calls.items()}
+    calls = {'whole': program.call, 'network': lambda x: program.call(x)[0]}
+    options = compiler_options.for_inference()
+    return {
+        name: _to_numpy(jax.jit(infer, compiler_options=options), images)
+        for name, infer in calls.items()
+    }
 
 
 def open_jax(case: dict[str, Any]) -> Variants:
     import jax
     from flax import traverse_util
 
-    from handpose_jax import models, runtimes
+    from handpose_jax import compiler_options, models, runtimes
 
     folder = pathlib.Path(case['path'])
     settings = json.loads((folder / 'network.json').read_text())
@@ -179,7 +185,10 @@ def open_jax(case: dict[str, Any]) -> Variants:
     model = models.build(**settings['model'])
     images = make_images((case['batch'], case['size'], case['size'], 3), np.uint8)
     whole = runtimes.make_infer(model, settings['decode'])
-    network = jax.jit(lambda v, x: model.apply(v, x, train=False))
+    network = jax.jit(
+        lambda v, x: model.apply(v, x, train=False),
+        compiler_options=compiler_options.for_inference(),
+    )
     calls = {
         'whole': _to_numpy(lambda x: whole(variables, x), images),
         'network': _to_numpy(lambda x: network(variables, x), images),

@@ -29,7 +29,14 @@ import preparation
 import torch_peer
 from ml_collections import ConfigDict
 
-from handpose_jax import allocator, distributed, models, optimizers, train
+from handpose_jax import (
+    allocator,
+    compiler_options,
+    distributed,
+    models,
+    optimizers,
+    train,
+)
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.single_thread import keep_to_one_thread
@@ -126,6 +133,7 @@ def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
         ),
         donate_argnums=0,
         out_shardings=distributed.replicated(mesh),
+        compiler_options=compiler_options.for_training(),
     )
     source = sources.load_source('sketch', count=64)
     dataset = pipeline.train_dataset(

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import machine
 import throughput
 
-from handpose_jax import allocator, distributed, models, optimizers, train
+from handpose_jax import allocator, compiler_options, distributed, models, optimizers, train
 from handpose_jax.data import pipeline, sources
 from handpose_jax.models import complexity
 from handpose_jax.state import init_state
@@ -138,7 +138,12 @@ def main() -> None:
         model, tx, train.LOSSES[settings.loss], sigma=settings.sigma, ema=settings.ema
     )
     step = (
-        jax.jit(function, donate_argnums=0, out_shardings=distributed.replicated(mesh))
+        jax.jit(
+            function,
+            donate_argnums=0,
+            out_shardings=distributed.replicated(mesh),
+            compiler_options=compiler_options.for_training(),
+        )
         .lower(state, spread)
         .compile()
     )

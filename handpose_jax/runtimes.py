@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from handpose_jax import checkpoints, heatmaps, models
+from handpose_jax import checkpoints, compiler_options, heatmaps, models
 from handpose_jax.models import folding
 from handpose_jax.types import Prediction
 
@@ -26,12 +26,11 @@ def make_predict_step(
         decode: keyword arguments of heatmaps.decode.
     """
 
-    @jax.jit
     def predict_step(variables: Any, images: jax.Array) -> Prediction:
         maps: Any = model.apply(variables, images, train=False)
         return heatmaps.decode(maps, stride=model.stride, **decode)
 
-    return predict_step
+    return jax.jit(predict_step, compiler_options=compiler_options.for_inference())
 
 
 def make_infer(
@@ -44,13 +43,12 @@ def make_infer(
         decode: keyword arguments of heatmaps.decode.
     """
 
-    @jax.jit
     def infer(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         maps: Any = model.apply(variables, images, train=False)
         found = heatmaps.decode(maps, stride=model.stride, **decode)
         return maps, jnp.concatenate([found.keypoints, found.confidence[..., None]], axis=-1)
 
-    return infer
+    return jax.jit(infer, compiler_options=compiler_options.for_inference())
 
 
 def for_inference(
@@ -186,7 +184,7 @@ def _load_stablehlo(path: str, threads: int | None) -> Runtime:
     from jax import export
 
     program = export.deserialize(bytearray(Path(path).read_bytes()))
-    infer = jax.jit(program.call)
+    infer = jax.jit(program.call, compiler_options=compiler_options.for_inference())
     (shape,) = (leaf.shape for leaf in program.in_avals)
     return Runtime(lambda images: _as_numpy(infer(images.astype(np.float32))), shape[1])
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from handpose_jax import (
     checkpoints,
+    compiler_options,
     distributed,
     evaluate,
     health,
@@ -170,6 +171,7 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
         make_train_step(model, tx, LOSSES[config.loss], sigma=config.sigma, ema=config.ema),
         donate_argnums=0,
         out_shardings=distributed.replicated(mesh),
+        compiler_options=compiler_options.for_training(),
     )
     main = distributed.is_main_process()
     with checkpoints.Checkpoints(workdir, config) as saved:

@@ -20,6 +20,7 @@ TIERS = (
     {
         'allocator',
         'compilation',
+        'compiler_options',
         'distributed',
         'hand',
         'interruption',

@@ -403,4 +403,7 @@ def test_an_unknown_kind_of_block_is_an_error():
 def test_activations():
     x = jnp.array([-2.0, -0.5, 0.0, 3.0, 6.0, 9.0])
     np.testing.assert_array_equal(layers.relu6(x), [0, 0, 0, 3, 6, 6])
+    # At both ends 0, as torch.nn.functional.relu6 has it.
+    slopes = jax.grad(lambda x: (layers.relu6(x) * jnp.arange(1.0, 7.0)).sum())(jnp.asarray(x))
+    np.testing.assert_array_equal(slopes, [0, 0, 0, 4, 0, 0])
     np.testing.assert_allclose(layers.leaky_relu(x), [-0.02, -0.005, 0, 3, 6, 9], rtol=1e-6)

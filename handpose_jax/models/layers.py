@@ -13,6 +13,7 @@ The parameters are the same for all. Activations are NHWC, kernels HWIO (depthwi
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -221,6 +222,7 @@ def _transposed_lax(x: Array, kernel: Array) -> Array:
     return jax.lax.conv_transpose(x, kernel, (2, 2), 'SAME', dimension_numbers=_DIMENSIONS)
 
 
+@jax.custom_vjp
 def _transposed_subpixel(x: Array, kernel: Array) -> Array:
     """Each of the four output phases is a 2x2 convolution of the input, hence a matrix product.
 
@@ -228,19 +230,58 @@ def _transposed_subpixel(x: Array, kernel: Array) -> Array:
     y[2m] = w0 x[m-1] + w2 x[m], y[2m+1] = w1 x[m] + w3 x[m+1].
     """
     b, h, w, c = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     phases = []
-    for row in (0, 1):
-        for column in (0, 1):
-            taps = [
-                padded[:, row + i : row + i + h, column + j : column + j + w]
-                for i in (0, 1)
-                for j in (0, 1)
-            ]
-            weights = kernel[row::2, column::2].reshape(4 * c, -1)
-            phases.append(jnp.concatenate(taps, axis=-1) @ weights)
+    for row, column in _PHASES:
+        windows = jnp.concatenate(_windows_2x2(x, row, column), axis=-1)
+        weights = kernel[row::2, column::2].reshape(4 * c, -1)
+        phases.append((windows.reshape(-1, 4 * c) @ weights).reshape(b, h, w, -1))
     grid = jnp.stack(phases, axis=3).reshape(b, h, w, 2, 2, -1)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1)
+
+
+_PHASES = tuple(itertools.product((0, 1), repeat=2))
+
+
+def _windows_2x2(x: Array, row: int, column: int) -> list[Array]:
+    """Four of the nine shifts of an image by at most a pixel: from row - 1 and column - 1 on."""
+    h, w = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return [
+        padded[:, row + i : row + i + h, column + j : column + j + w]
+        for i in (0, 1)
+        for j in (0, 1)
+    ]
+
+
+def _transposed_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _transposed_subpixel(x, kernel), (x, kernel)
+
+
+def _transposed_backward(saved: tuple[Array, Array], out_gradient: Array) -> tuple[Array, Array]:
+    """Both gradients are one product each with all 16 taps' pixels of the output's gradient.
+
+    What JAX derives makes four transposed copies of that gradient and adds up 16 shifted images.
+    """
+    x, kernel = saved
+    b, h, w, c = x.shape
+    # Read once for each tap: it must not be computed anew each time.
+    phases = jax.lax.optimization_barrier(out_gradient).reshape(b, h, 2, w, 2, -1)
+    taps, windows = [], []
+    for row, column in _PHASES:
+        # The input's pixel n met the tap row + 2i in the output's pixel 2 (n - row + 1 - i) + row.
+        shifted = _windows_2x2(phases[:, :, row, :, column], 1 - row, 1 - column)
+        windows += shifted[::-1]
+        taps += [(row + 2 * i, column + 2 * j) for i in (0, 1) for j in (0, 1)]
+    pixels = jnp.concatenate(windows, axis=-1).reshape(b * h * w, -1)
+    weights = jnp.concatenate([kernel[tap].T for tap in taps])
+    dx = (pixels @ weights).reshape(x.shape)
+    of_taps = (x.reshape(-1, c).T @ pixels).reshape(c, len(taps), -1)
+    by_place = [taps.index(place) for place in itertools.product(range(4), repeat=2)]
+    dkernel = of_taps[:, jnp.array(by_place)].transpose(1, 0, 2).reshape(kernel.shape)
+    return dx, dkernel
+
+
+_transposed_subpixel.defvjp(_transposed_forward, _transposed_backward)
 
 
 def transposed_conv(x: Array, kernel: Array, implementation: str = 'auto') -> Array:
@@ -347,9 +388,22 @@ class BatchNorm(nn.Module):
 # --- activations and blocks -----------------------------------------------------------------------
 
 
+@jax.custom_vjp
 def relu6(x: Array) -> Array:
-    """min(max(x, 0), 6)."""
+    """min(max(x, 0), 6); the gradient is 0 at both ends, as in PyTorch and TensorFlow."""
     return jnp.clip(x, 0, 6)
+
+
+def _relu6_forward(x: Array) -> tuple[Array, Array]:
+    return relu6(x), x
+
+
+def _relu6_backward(x: Array, gradient: Array) -> tuple[Array]:
+    # JAX halves the gradient at the ends, which takes two divisions for each number.
+    return (jnp.where((x > 0) & (x < 6), gradient, jnp.zeros_like(gradient)),)
+
+
+relu6.defvjp(_relu6_forward, _relu6_backward)
 
 
 def leaky_relu(x: Array, *, folded: bool = False) -> Array:
