@@ -8,9 +8,7 @@ import pytest
 from handpose_jax import compiler_options
 
 
-@pytest.mark.parametrize(
-    'options', [compiler_options.for_training, compiler_options.for_inference]
-)
+@pytest.mark.parametrize('options', [compiler_options.for_training, compiler_options.for_inference])
 def test_programs_compile_with_them_and_say_the_same(options):
     x = np.random.default_rng(0).normal(size=(37, 53)).astype(np.float32)
 
