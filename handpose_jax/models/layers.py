@@ -276,7 +276,7 @@ def _transposed_backward(saved: tuple[Array, Array], out_gradient: Array) -> tup
     weights = jnp.concatenate([kernel[tap].T for tap in taps])
     dx = (pixels @ weights).reshape(x.shape)
     of_taps = (x.reshape(-1, c).T @ pixels).reshape(c, len(taps), -1)
-    by_place = [taps.index(place) for place in itertools.product(range(4), repeat=2)]
+    by_place = [taps.index((row, column)) for row in range(4) for column in range(4)]
     dkernel = of_taps[:, jnp.array(by_place)].transpose(1, 0, 2).reshape(kernel.shape)
     return dx, dkernel
 
