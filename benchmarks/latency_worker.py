@@ -184,18 +184,18 @@ def open_jax(case: dict[str, Any]) -> Variants:
         variables = jax.device_put(traverse_util.unflatten_dict(dict(arrays), sep='/'))
     model = models.build(**settings['model'])
     images = make_images((case['batch'], case['size'], case['size'], 3), np.uint8)
-    whole = runtimes.make_infer(model, settings['decode'])
+    whole = runtimes.make_infer(model, settings['decode'], variables)
     network = jax.jit(
-        lambda v, x: model.apply(v, x, train=False),
+        lambda x: model.apply(variables, x, train=False),
         compiler_options=compiler_options.for_inference(),
     )
     calls = {
-        'whole': _to_numpy(lambda x: whole(variables, x), images),
-        'network': _to_numpy(lambda x: network(variables, x), images),
+        'whole': _to_numpy(whole, images),
+        'network': _to_numpy(network, images),
     }
     if case['device'] == 'gpu':
         there = jax.device_put(images)
-        calls['resident'] = lambda: jax.block_until_ready(whole(variables, there))
+        calls['resident'] = lambda: jax.block_until_ready(whole(there))
     return calls
 
 

@@ -34,16 +34,19 @@ def make_predict_step(
 
 
 def make_infer(
-    model: models.Network, decode: dict[str, Any]
-) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
-    """As make_predict_step, but the function gives what exported files give, see Arrays.
+    model: models.Network, decode: dict[str, Any], variables: Any
+) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
+    """Makes the jitted function from crops u8[b h w 3] to what exported files give, see Arrays.
+
+    The weights are compiled in, which is faster for one image than to hand them over.
 
     Args:
         model: from handpose_jax.models.build.
         decode: keyword arguments of heatmaps.decode.
+        variables: {'params', 'batch_stats'}.
     """
 
-    def infer(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def infer(images: jax.Array) -> tuple[jax.Array, jax.Array]:
         maps: Any = model.apply(variables, images, train=False)
         found = heatmaps.decode(maps, stride=model.stride, **decode)
         return maps, jnp.concatenate([found.keypoints, found.confidence[..., None]], axis=-1)
@@ -176,8 +179,8 @@ def _load_jax(path: str, threads: int | None) -> Runtime:
     model = models.build(**config.model.to_dict())
     _, variables = load_variables(path, config, model)
     model, variables = for_inference(config.model.to_dict(), variables)
-    infer = make_infer(model, config.decode.to_dict())
-    return Runtime(lambda images: _as_numpy(infer(variables, images)), config.size)
+    infer = make_infer(model, config.decode.to_dict(), variables)
+    return Runtime(lambda images: _as_numpy(infer(images)), config.size)
 
 
 def _load_stablehlo(path: str, threads: int | None) -> Runtime:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -275,10 +276,10 @@ def _reference(trained: graph.Trained, config: ConfigDict, number: int) -> gate.
     own = trained.config
     # Artefacts compute in float32, whatever the training did.
     model = models.build(**{**own.model.to_dict(), 'dtype': 'float32'})
-    infer = runtimes.make_infer(model, own.decode.to_dict())
     # GPUs multiply with fewer bits, and would not keep the limits of float32.
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
-        found = infer(jax.tree.map(np.asarray, trained.variables), batch['image'])
+        variables = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), trained.variables)
+        found = runtimes.make_infer(model, own.decode.to_dict(), variables)(batch['image'])
     maps, keypoints = (np.asarray(array) for array in found)
     peaks = own.decode.get('method', 'peak') == 'peak'
     return gate.Reference(batch, maps, keypoints, config.protocol, model.stride, peaks)
