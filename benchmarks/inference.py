@@ -6,8 +6,9 @@
 Both run the paper's network in float32 with the same random weights, in a process of their own on
 the same core, and take turns of a few calls each, so that a noisy machine does not favour one.
 Rows: `jax` is the folded network as jax.jit compiles it, `jax_tuned` has its weights compiled in
-and the options below, `jax_unfolded` keeps batch normalisation. Writes
-benchmarks/results/inference.json; exits with 1 if the outputs do not agree.
+and the options of handpose_jax.compiler_options, as runtimes.load has it, `jax_unfolded`
+keeps batch normalisation. Writes benchmarks/results/inference.json; exits with 1 if the outputs do
+not agree.
 """
 
 import argparse
@@ -33,7 +34,7 @@ import jax.numpy as jnp
 import machine
 import numpy as np
 
-from handpose_jax import models
+from handpose_jax import compiler_options, models
 from handpose_jax.models import folding
 from handpose_jax.single_thread import keep_to_one_thread
 
@@ -43,14 +44,6 @@ MODEL: dict[str, Any] = {'name': 'mobilenet_v2', 'width': 1.0}
 """The network of configs/cmu.py."""
 BAR = 1.1
 """The ratio at 224 that `jax` must not exceed."""
-TUNED = {
-    # The matrix products of XLA's YNNPACK pack the weights anew at each call, and slowly where
-    # there are few pixels; those of Eigen are up to twice as fast.
-    'xla_cpu_experimental_ynn_fusion_type': '',
-    # Half of the registers of AVX-512 is the default.
-    'xla_cpu_prefer_vector_width': '512',
-}
-"""Compiler options that are faster here; experimental, so that a later XLA may not know them."""
 TOLERANCE = 1e-4
 """Of the largest heatmap value."""
 WARM_UP_CALLS = 1
@@ -122,7 +115,8 @@ def prepare_jax(size: int) -> None:
     values = jax.device_put(folding.fold(unfolded, variables))
     infer = jax.jit(model.apply)
     infer_unfolded = jax.jit(unfolded.apply)
-    tuned = jax.jit(functools.partial(model.apply, values), compiler_options=TUNED)
+    options = compiler_options.for_inference()
+    tuned = jax.jit(functools.partial(model.apply, values), compiler_options=options)
     _runners['jax', size] = lambda images: np.asarray(infer(values, images))
     _runners['jax_tuned', size] = lambda images: np.asarray(tuned(images))
     _runners['jax_unfolded', size] = lambda images: np.asarray(infer_unfolded(variables, images))
@@ -269,7 +263,7 @@ def main() -> int:
         pool.shutdown()
     results |= {
         'bar': {'ratio_at_224': BAR, 'met': results['at_224']['jax']['ratio_to_litert'] <= BAR},
-        'tuned_options': TUNED,
+        'tuned_options': compiler_options.for_inference(),
         'versions': {
             'tensorflow': converted[SIZES[0]][1],
             'ai-edge-litert': importlib.metadata.version('ai-edge-litert'),

@@ -21,7 +21,7 @@ def keep_freed_memory() -> bool:
     Every step of XLA on the CPU allocates and frees its activations, hundreds of megabytes. By
     default glibc gives large blocks, and the emptied heaps of threads, back to the system; the next
     step waits while the system clears the same memory again, page by page: 130,000 pages a step at
-    112 px and batch 32, 4,000 with this (benchmarks/allocator.py). The process keeps its largest
+    112 px and batch 32, 4,000 with this (docs/results.md). The process keeps its largest
     size for good in exchange.
 
     Call it before the first large allocation; calling it again changes nothing. Huge pages are
