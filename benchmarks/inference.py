@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import machine
 import numpy as np
+from random_weights import random_variables
 
 from handpose_jax import compiler_options, models
 from handpose_jax.models import folding
@@ -57,26 +58,6 @@ _runners: dict[tuple[str, int], Runner] = {}
 """Of a worker process: contender and size to what runs it."""
 
 
-def random_variables() -> dict[str, Any]:
-    """Variables of the unfolded network that look trained: no statistic is zero or one."""
-    model = models.build(**MODEL)
-    images = jnp.zeros((1, 32, 32, 3), jnp.uint8)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
-    rng = np.random.default_rng(0)
-
-    def fill(path: Any, leaf: Any) -> np.ndarray:
-        name = path[-1].key
-        if name.endswith('kernel'):
-            value = rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:3])), leaf.shape)
-        elif name in ('scale', 'var'):
-            value = rng.uniform(0.5, 1.5, leaf.shape)
-        else:
-            value = rng.normal(0, 0.1, leaf.shape)
-        return value.astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
 def photograph(size: int) -> np.ndarray:
     """One noisy image, f32[1 size size 3] of 0..255."""
     return np.random.default_rng(1).uniform(0, 255, (1, size, size, 3)).astype(np.float32)
@@ -87,7 +68,7 @@ def convert(size: int) -> tuple[bytes, str]:
     import tensorflow as tf
     from jax.experimental import jax2tf
 
-    variables = folding.fold(models.build(**MODEL), random_variables())
+    variables = folding.fold(models.build(**MODEL), random_variables(models.build(**MODEL)))
     model = models.build(**MODEL, folded=True, implementation='lax')
     signature = [tf.TensorSpec((1, size, size, 3), tf.float32, name='images')]
     module = tf.Module()
@@ -111,7 +92,7 @@ def prepare_jax(size: int) -> None:
     """Compiles the folded and the unfolded network."""
     unfolded = models.build(**MODEL)
     model = models.build(**MODEL, folded=True)
-    variables = jax.device_put(random_variables())
+    variables = jax.device_put(random_variables(models.build(**MODEL)))
     values = jax.device_put(folding.fold(unfolded, variables))
     infer = jax.jit(model.apply)
     infer_unfolded = jax.jit(unfolded.apply)

@@ -80,29 +80,6 @@ def load_config(path: pathlib.Path, variant: str = '') -> Any:
     return module.get_config(variant) if variant else module.get_config()
 
 
-def random_variables(model: Any) -> Any:
-    """Variables of an unfolded network that look trained: no statistic is zero or one."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    images = jnp.zeros((1, 32, 32, 3), jnp.uint8)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
-    rng = np.random.default_rng(0)
-
-    def fill(path: Any, leaf: Any) -> np.ndarray:
-        name = path[-1].key
-        if name.endswith('kernel'):
-            value = rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:3])), leaf.shape)
-        elif name in ('scale', 'var'):
-            value = rng.uniform(0.5, 1.5, leaf.shape)
-        else:
-            value = rng.normal(0, 0.1, leaf.shape)
-        return value.astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
 def file_bytes(path: pathlib.Path) -> int:
     """Of a file, or of all files in a folder."""
     files = path.rglob('*') if path.is_dir() else [path]
@@ -181,6 +158,8 @@ def prepare(
     Raises:
         ValueError: if something cannot be found or made.
     """
+    import random_weights
+
     from handpose_jax import models
     from handpose_jax.export import graph, onnx, stablehlo, tflite
 
@@ -191,7 +170,7 @@ def prepare(
         about['config'] = config_path.name
         with config.unlocked():
             config.size = size or config.size
-        variables = random_variables(models.build(**config.model.to_dict()))
+        variables = random_weights.random_variables(models.build(**config.model.to_dict()))
     else:
         trained = graph.load(workdir)
         config, variables = trained.config, trained.variables

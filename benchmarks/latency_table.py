@@ -6,18 +6,15 @@ python benchmarks/latency_table.py --check    fails if it is not what the files 
 Reads latency.json, and latency_jax_gpu.json and latency_android.json where they exist.
 """
 
-import argparse
 import json
 import pathlib
-import sys
 from typing import Any
 
 import latency_report
+import readme_table
 
 HERE = pathlib.Path(__file__).parent
-README = HERE.parent / 'README.md'
 BEGIN = '<!-- latency: made by benchmarks/latency_table.py -->\n'
-END = '<!-- end -->\n'
 
 
 def _read(name: str) -> dict[str, Any] | None:
@@ -109,35 +106,9 @@ def table() -> str:
 
 
 def replaced(readme: str) -> str:
-    """README's text with fresh tables.
-
-    Raises:
-        ValueError: if it has no place for them.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f'README.md: expected {BEGIN.strip()!r} and after it {END.strip()!r}')
-    return before + begin + table() + end + after
-
-
-def main() -> None:
-    """Replaces the tables, or compares them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--check', action='store_true', help='change nothing, fail if it would')
-    flags = parser.parse_args()
-    old = README.read_text()
-    try:
-        new = replaced(old)
-    except ValueError as error:
-        sys.exit(f'error: {error}')
-    if not flags.check:
-        README.write_text(new)
-    elif new != old:
-        sys.exit('README.md: the latency table is stale; run this without --check')
+    """README's text with the fresh tables; see readme_table.replaced."""
+    return readme_table.replaced(readme, BEGIN, table())
 
 
 if __name__ == '__main__':
-    main()
+    readme_table.run(__doc__, replaced)

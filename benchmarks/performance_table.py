@@ -4,16 +4,14 @@ python benchmarks/performance_table.py            replaces the table
 python benchmarks/performance_table.py --check    fails if it is not what the files say
 """
 
-import argparse
 import json
 import pathlib
-import sys
 from typing import Any
 
+import readme_table
+
 HERE = pathlib.Path(__file__).parent
-README = HERE.parent / 'README.md'
 BEGIN = '<!-- performance: made by benchmarks/performance_table.py -->\n'
-END = '<!-- end -->\n'
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -78,33 +76,9 @@ def table() -> str:
 
 
 def replaced(readme: str) -> str:
-    """README's text with a fresh table.
-
-    Raises:
-        ValueError: if it has no place for one.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f'README.md: expected {BEGIN.strip()!r} and after it {END.strip()!r}')
-    return before + begin + table() + end + after
-
-
-def main() -> None:
-    """Replaces the table, or compares it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--check', action='store_true', help='change nothing, fail if it would')
-    flags = parser.parse_args()
-    old = README.read_text()
-    new = replaced(old)
-    if flags.check:
-        if new != old:
-            sys.exit('README.md: the performance table is stale; run this without --check')
-    else:
-        README.write_text(new)
+    """README's text with the fresh table; see readme_table.replaced."""
+    return readme_table.replaced(readme, BEGIN, table())
 
 
 if __name__ == '__main__':
-    main()
+    readme_table.run(__doc__, replaced)

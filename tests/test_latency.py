@@ -35,6 +35,8 @@ with pytest.MonkeyPatch.context() as context:
     import latency_table
     import latency_worker
     import model_files
+    import random_weights
+    import readme_table
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -322,7 +324,7 @@ def small():
     with config.unlocked():
         config.size = SIZE
     model = models.build(**config.model.to_dict())
-    made = graph.make_graph(config, latency_artefacts.random_variables(model))
+    made = graph.make_graph(config, random_weights.random_variables(model))
     lax = models.build(**{**config.model.to_dict(), 'implementation': 'lax'})
     return made, complexity.count_macs(lax, SIZE)
 
@@ -616,11 +618,11 @@ def test_the_report_says_what_was_measured_and_what_was_not(tmp_path):
 def test_the_table_stands_between_its_marks_and_follows_the_results(monkeypatch):
     files = {'latency': make_results()}
     monkeypatch.setattr(latency_table, '_read', files.get)
-    text = f'before\n{latency_table.BEGIN}old\n{latency_table.END}after\n'
+    text = f'before\n{latency_table.BEGIN}old\n{readme_table.END}after\n'
     new = latency_table.replaced(text)
     assert latency_table.replaced(new) == new
     assert new.startswith(f'before\n{latency_table.BEGIN}| median ms')
-    assert new.endswith(f'{latency_table.END}after\n')
+    assert new.endswith(f'{readme_table.END}after\n')
     assert '| hand_landmark_full (peer) | 30.0 | 30.0 |' in new
     assert 'No GPU and no phone measured yet' in new
     files['latency']['groups'][1]['rows'][1]['p50_ms'] = 31.0

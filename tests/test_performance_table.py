@@ -1,6 +1,5 @@
 """README's performance table says what the results files say."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +10,10 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / 'benchmarks' / 'performance_table.py'
 
 
-@pytest.fixture(scope='module')
-def performance_table():
-    spec = importlib.util.spec_from_file_location('performance_table', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+with pytest.MonkeyPatch.context() as context:
+    context.syspath_prepend(str(SCRIPT.parent))
+    import performance_table
+    import readme_table
 
 
 def test_readme_is_up_to_date():
@@ -24,7 +21,7 @@ def test_readme_is_up_to_date():
     assert done.returncode == 0, done.stderr
 
 
-def test_a_changed_result_is_noticed(performance_table, monkeypatch):
+def test_a_changed_result_is_noticed(monkeypatch):
     readme = (ROOT / 'README.md').read_text()
     assert performance_table.replaced(readme) == readme
     read = performance_table._read
@@ -41,9 +38,9 @@ def test_a_changed_result_is_noticed(performance_table, monkeypatch):
     # Only the table: what stands around it stays.
     before, _, after = readme.partition(performance_table.BEGIN)
     assert changed.startswith(before)
-    assert changed.endswith(after.partition(performance_table.END)[2])
+    assert changed.endswith(after.partition(readme_table.END)[2])
 
 
-def test_a_readme_without_a_place_for_it_is_an_error(performance_table):
+def test_a_readme_without_a_place_for_it_is_an_error():
     with pytest.raises(ValueError, match='performance'):
         performance_table.replaced('# handpose_jax\n')
