@@ -15,7 +15,7 @@ from typing import Any
 
 import machine
 
-from handpose_jax import checkpoints, writers
+from handpose_jax.training import checkpoints, writers
 
 HERE = pathlib.Path(__file__).parent
 

@@ -2,9 +2,9 @@
 
     python benchmarks/calibration.py LABEL=WORKDIR ...
 
-fits handpose_jax.calibration on part of each evaluated workdir's validation split, measures it on
-the rest, and adds the reports to benchmarks/results/calibration.json. The workdirs stay as they
-are.
+fits handpose_jax.evaluation.calibration on part of each evaluated workdir's validation split,
+measures it on the rest, and adds the reports to benchmarks/results/calibration.json. The workdirs
+stay as they are.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 
 import machine
 
-from handpose_jax import calibration, metrics
+from handpose_jax.evaluation import calibration, metrics
 
 OUTPUT = pathlib.Path(__file__).parent / 'results' / 'calibration.json'
 

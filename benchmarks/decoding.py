@@ -32,18 +32,13 @@ import machine
 import numpy as np
 from ml_collections import ConfigDict
 
-from handpose_jax import (
-    allocator,
-    checkpoints,
-    heatmaps,
-    metrics,
-    models,
-    protocols,
-    runtimes,
-)
+from handpose_jax import heatmaps, models, runtimes
 from handpose_jax.data import pipeline, sources
+from handpose_jax.evaluation import metrics, protocols
+from handpose_jax.evaluation.report import bootstrap
 from handpose_jax.hand import NUM_KEYPOINTS
-from handpose_jax.report import bootstrap
+from handpose_jax.process import allocator
+from handpose_jax.training import checkpoints
 
 OUTPUT = pathlib.Path(__file__).parent / 'results' / 'decoding.json'
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)

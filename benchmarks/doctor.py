@@ -35,8 +35,8 @@ from handpose_jax.data.doctor import (
     hand_checks,
     survey,
 )
-from handpose_jax.single_thread import keep_to_one_thread
-from handpose_jax.synthetic import drawn
+from handpose_jax.process.threads import keep_to_one_thread
+from handpose_jax.synthetic.drawing import posed
 
 HERE = pathlib.Path(__file__).parent
 OUTPUT = HERE / 'results' / 'doctor.json'
@@ -62,7 +62,7 @@ class MakeHand:
         if kind:
             number = 3 * index
         rng = np.random.default_rng([5, number])
-        made = drawn.sample(rng, height=SIZE, width=SIZE, is_left=bool(number % 5 == 0))
+        made = posed.sample(rng, height=SIZE, width=SIZE, is_left=bool(number % 5 == 0))
         image, keypoints = made.image, made.keypoints
         quality = 95
         if kind == 'half':

@@ -25,10 +25,11 @@ CONFIG = HERE.parent / 'configs' / 'real_hands.py'
 
 PROGRAM = """
 import importlib.util, sys, time
-from handpose_jax import allocator, compilation
+from handpose_jax.process import allocator, compilation_cache
 allocator.keep_freed_memory()
-compilation.keep_compiled_programs()
-from handpose_jax import train, writers
+compilation_cache.keep_compiled_programs()
+from handpose_jax import train
+from handpose_jax.training import writers
 spec = importlib.util.spec_from_file_location('config', sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)

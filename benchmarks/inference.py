@@ -6,7 +6,7 @@
 Both run the paper's network in float32 with the same random weights, in a process of their own on
 the same core, and take turns of a few calls each, so that a noisy machine does not favour one.
 Rows: `jax` is the folded network as jax.jit compiles it, `jax_tuned` has its weights compiled in
-and the options of handpose_jax.compiler_options, as runtimes.load has it, `jax_unfolded`
+and the options of handpose_jax.process.compiler_options, as runtimes.load has it, `jax_unfolded`
 keeps batch normalisation. Writes benchmarks/results/inference.json; exits with 1 if the outputs do
 not agree.
 """
@@ -35,9 +35,10 @@ import machine
 import numpy as np
 from random_weights import random_variables
 
-from handpose_jax import compiler_options, models
+from handpose_jax import models
 from handpose_jax.models import folding
-from handpose_jax.single_thread import keep_to_one_thread
+from handpose_jax.process import compiler_options
+from handpose_jax.process.threads import keep_to_one_thread
 
 HERE = pathlib.Path(__file__).parent
 SIZES = (224, 112)

@@ -159,7 +159,7 @@ def open_stablehlo(case: dict[str, Any]) -> Variants:
     import jax
     from jax import export
 
-    from handpose_jax import compiler_options
+    from handpose_jax.process import compiler_options
 
     program = export.deserialize(bytearray(pathlib.Path(case['path']).read_bytes()))
     images = make_images((case['batch'], case['size'], case['size'], 3), np.float32)
@@ -176,7 +176,8 @@ def open_jax(case: dict[str, Any]) -> Variants:
     import jax
     from flax import traverse_util
 
-    from handpose_jax import compiler_options, models, runtimes
+    from handpose_jax import models, runtimes
+    from handpose_jax.process import compiler_options
 
     folder = pathlib.Path(case['path'])
     settings = json.loads((folder / 'network.json').read_text())

@@ -19,7 +19,9 @@ from typing import Any
 import machine
 import numpy as np
 
-from handpose_jax import allocator, checkpoints, distributed, evaluate, models, runtimes
+from handpose_jax import evaluate, models, runtimes
+from handpose_jax.process import allocator, distributed
+from handpose_jax.training import checkpoints
 
 HERE = pathlib.Path(__file__).parent
 OUTPUT = HERE / 'results' / 'real_photos.json'

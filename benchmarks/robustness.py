@@ -24,17 +24,12 @@ import jax.numpy as jnp
 import machine
 import numpy as np
 
-from handpose_jax import (
-    allocator,
-    checkpoints,
-    geometry,
-    metrics,
-    models,
-    protocols,
-    runtimes,
-)
+from handpose_jax import geometry, models, runtimes
 from handpose_jax.data import corruptions, sources
 from handpose_jax.data.transforms import crop_example
+from handpose_jax.evaluation import metrics, protocols
+from handpose_jax.process import allocator
+from handpose_jax.training import checkpoints
 
 OUTPUT = pathlib.Path(__file__).parent / 'results' / 'robustness.json'
 FIGURES = ('pck_at_0.2', 'epe_mean_224', 'epe_median_224')

@@ -29,9 +29,11 @@ import machine
 import numpy as np
 from jax.extend import core as jax_core
 
-from handpose_jax import distributed, models, optimizers, train
+from handpose_jax import models, train
 from handpose_jax.models.complexity import count_macs, count_parameters
-from handpose_jax.state import init_state
+from handpose_jax.process import distributed
+from handpose_jax.training import optimizers
+from handpose_jax.training.state import init_state
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 DEVICES = (8, 64, 512)

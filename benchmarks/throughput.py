@@ -29,19 +29,15 @@ import preparation
 import torch_peer
 from ml_collections import ConfigDict
 
-from handpose_jax import (
-    allocator,
-    compiler_options,
-    distributed,
-    models,
-    optimizers,
-    train,
-)
+from handpose_jax import models, train
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
-from handpose_jax.single_thread import keep_to_one_thread
-from handpose_jax.state import init_state
-from handpose_jax.synthetic import render, scene
+from handpose_jax.process import allocator, compiler_options, distributed
+from handpose_jax.process.threads import keep_to_one_thread
+from handpose_jax.synthetic import generate
+from handpose_jax.synthetic.render import mitsuba_renderer
+from handpose_jax.training import optimizers
+from handpose_jax.training.state import init_state
 
 HERE = pathlib.Path(__file__).parent
 GEOMETRY = Augmentation()
@@ -81,9 +77,9 @@ def input_round(
 
 def render_some(first: int, count: int) -> None:
     """Renders pictures with everything on, on one thread; runs in a worker process."""
-    render.set_threads(1)
+    mitsuba_renderer.set_threads(1)
     for index in range(first, first + count):
-        scene.generate(scene.SceneOptions(), 0, index)
+        generate.generate(generate.SceneOptions(), 0, index)
 
 
 _WARM_UP_PICTURES = 60

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from handpose_jax import allocator
 from handpose_jax.models import NUM_HEATMAPS, STRIDE
 from handpose_jax.models.decoder import DecoderWidths
 from handpose_jax.models.mobilenet import BLOCKS, STEM_FEATURES, UNSTRIDED_BLOCK
+from handpose_jax.process import allocator
 
 BN_EPSILON = 1e-3
 

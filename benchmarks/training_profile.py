@@ -25,10 +25,12 @@ import jax.numpy as jnp
 import machine
 import throughput
 
-from handpose_jax import allocator, compiler_options, distributed, models, optimizers, train
+from handpose_jax import models, train
 from handpose_jax.data import pipeline, sources
 from handpose_jax.models import complexity
-from handpose_jax.state import init_state
+from handpose_jax.process import allocator, compiler_options, distributed
+from handpose_jax.training import optimizers
+from handpose_jax.training.state import init_state
 
 HERE = pathlib.Path(__file__).parent
 

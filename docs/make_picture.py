@@ -12,7 +12,8 @@ import pathlib
 import numpy as np
 
 from handpose_jax import geometry, predict, visualize
-from handpose_jax.synthetic.scene import SceneOptions, generate
+from handpose_jax.synthetic.generate import generate
+from handpose_jax.synthetic.scene.options import SceneOptions
 
 SEED = 7
 PICKED = (3, 4, 6, 11, 13, 31, 25, 9)

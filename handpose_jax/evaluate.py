@@ -9,16 +9,18 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from handpose_jax import distributed, geometry, models, protocols, runtimes, storage, visualize
+from handpose_jax import geometry, models, runtimes, visualize
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import crop_example
-from handpose_jax.metrics import (
+from handpose_jax.evaluation import protocols
+from handpose_jax.evaluation.metrics import (
     EVALUATION_FILE,
     EvaluationRecord,
     KeypointErrors,
     write_evaluation,
 )
-from handpose_jax.protocols import Protocol
+from handpose_jax.evaluation.protocols import Protocol
+from handpose_jax.process import distributed, storage
 
 METRICS_FILE = 'metrics.json'
 PREDICTIONS_FILE = 'predictions.json'
@@ -53,7 +55,7 @@ class Evaluation:
         Args:
             config: as configs/*.py make it.
             model: from handpose_jax.models.build(**config.model.to_dict()).
-            mesh: from handpose_jax.distributed.data_mesh.
+            mesh: from handpose_jax.process.distributed.data_mesh.
 
         Raises:
             ValueError: for bad data, an unknown protocol, one that the data's norm_size does not

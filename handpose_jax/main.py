@@ -32,19 +32,18 @@ def main(argv: list[str]) -> None:
     # Orbax logs a dozen lines for each checkpoint at the default level.
     logging.set_verbosity(logging.WARNING)
     # Imported here: a wrong flag is told at once, not after seconds of imports.
-    from handpose_jax import (
+    from handpose_jax import evaluate, train
+    from handpose_jax.process import (
         allocator,
-        checkpoints,
-        compilation,
+        compilation_cache,
         distributed,
-        evaluate,
         interruption,
         storage,
-        train,
     )
+    from handpose_jax.training import checkpoints
 
     allocator.keep_freed_memory()
-    compilation.keep_compiled_programs()
+    compilation_cache.keep_compiled_programs()
 
     try:
         if DISTRIBUTED.value:
@@ -70,7 +69,7 @@ def main(argv: list[str]) -> None:
                 return
             config = checkpoints.load_config(workdir) if config is None else config
             # Its plots take a second to import, which a training need not wait for.
-            from handpose_jax import report
+            from handpose_jax.evaluation import report
 
             summary = evaluate.evaluate(config, workdir)
             if distributed.is_main_process():

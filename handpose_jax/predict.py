@@ -2,8 +2,8 @@
 
 For each photograph DIR receives NAME.png, the skeleton drawn over it, and NAME.json, the keypoints
 in the photograph's pixels with their confidences. Where the workdir holds a calibration (python -m
-handpose_jax.calibration --workdir W) the JSON also says how likely each keypoint is correct, and
-how exact.
+handpose_jax.evaluation.calibration --workdir W) the JSON also says how likely each keypoint is
+correct, and how exact.
 """
 
 import argparse
@@ -18,10 +18,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from handpose_jax import calibration, checkpoints, geometry, hand, models, runtimes, visualize
+from handpose_jax import geometry, hand, models, runtimes, visualize
 from handpose_jax.data import images
 from handpose_jax.data.transforms import crop_example
-from handpose_jax.metrics import EPE_FRAME
+from handpose_jax.evaluation import calibration
+from handpose_jax.evaluation.metrics import EPE_FRAME
+from handpose_jax.training import checkpoints
 from handpose_jax.types import Prediction, Sample
 
 _MIN_OVERLAY_SIDE = 480
@@ -116,7 +118,7 @@ class Predictor:
 
 
 class Reliability(NamedTuple):
-    """How far keypoints can be trusted, see handpose_jax.calibration."""
+    """How far keypoints can be trusted, see handpose_jax.evaluation.calibration."""
 
     probability_correct: Float[np.ndarray, '21']
     std_px: Float[np.ndarray, '21']  # along x and along y, image pixels

@@ -11,8 +11,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from handpose_jax import checkpoints, compiler_options, heatmaps, models
+from handpose_jax import heatmaps, models
 from handpose_jax.models import folding
+from handpose_jax.process import compiler_options
+from handpose_jax.training import checkpoints
 from handpose_jax.types import Prediction
 
 
@@ -147,7 +149,7 @@ def load(path: str, backend: str, *, threads: int | None = None) -> Runtime:
             (which 'openvino' reads too) or .stablehlo file, or the folder of a SavedModel.
         backend: a key of BACKENDS.
         threads: of the CPU; None lets the runtime choose. For 'jax' and 'stablehlo' None: XLA's
-            threads are chosen before JAX starts, see handpose_jax.single_thread. TensorFlow
+            threads are chosen before JAX starts, see handpose_jax.process.threads. TensorFlow
             ('saved_model') takes it once in a process.
 
     Raises:
@@ -161,7 +163,7 @@ def load(path: str, backend: str, *, threads: int | None = None) -> Runtime:
     if threads is not None and backend in ('jax', 'stablehlo'):
         raise ValueError(
             f'threads: expected None for {backend}, got {threads}: XLA takes their number before '
-            'JAX starts, see handpose_jax.single_thread'
+            'JAX starts, see handpose_jax.process.threads'
         )
     if backend != 'jax' and not Path(path).exists():
         raise ValueError(f'{path}: no such file; write it with python -m handpose_jax.export')

@@ -9,25 +9,14 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from handpose_jax import (
-    checkpoints,
-    compiler_options,
-    distributed,
-    evaluate,
-    health,
-    heatmaps,
-    interruption,
-    losses,
-    models,
-    optimizers,
-    provenance,
-    writers,
-)
+from handpose_jax import evaluate, heatmaps, models
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
-from handpose_jax.early_stopping import EarlyStopping
 from handpose_jax.hand import NUM_KEYPOINTS
-from handpose_jax.state import TrainState, init_state
+from handpose_jax.process import compiler_options, distributed, interruption
+from handpose_jax.training import checkpoints, health, losses, optimizers, provenance, writers
+from handpose_jax.training.early_stopping import EarlyStopping
+from handpose_jax.training.state import TrainState, init_state
 
 Loss = Callable[[Any, Any, Any], jax.Array]
 

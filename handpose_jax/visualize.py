@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from handpose_jax import hand, storage
+from handpose_jax import hand
+from handpose_jax.process import storage
 
 Picture = UInt8[np.ndarray, '_ _ 3']
 Colour = tuple[int, int, int]

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from handpose_jax import models, optimizers, protocols, train
+from handpose_jax import models, train
 from handpose_jax.data import sources
 from handpose_jax.data.transforms import Augmentation
+from handpose_jax.evaluation import protocols
+from handpose_jax.training import optimizers
 
 CONFIGS = sorted((Path(__file__).parent.parent / 'configs').glob('*.py'))
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from test_configs import load
 
-from handpose_jax import interruption, predict, train
+from handpose_jax import predict, train
 from handpose_jax.data.sources import SketchSource
+from handpose_jax.process import interruption
 
 ROOT = Path(__file__).parent.parent
 # The smallest network, which compiles fastest; the paper's is trained in test_paper_data.py.
@@ -107,7 +108,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not_been(tmp_
 def test_the_second_signal_leaves_at_once(number):
     program = (
         'import os, sys, time\n'
-        'from handpose_jax.interruption import StopRequest\n'
+        'from handpose_jax.process.interruption import StopRequest\n'
         'with StopRequest() as stop:\n'
         f'    os.kill(os.getpid(), {int(number)})\n'
         '    assert stop.requested\n'

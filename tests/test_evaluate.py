@@ -8,7 +8,9 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from handpose_jax import distributed, evaluate, metrics
+from handpose_jax import evaluate
+from handpose_jax.evaluation import metrics
+from handpose_jax.process import distributed
 from handpose_jax.types import Prediction
 
 SIZE = 16

@@ -9,7 +9,8 @@ import pytest
 import scipy.ndimage
 import scipy.special
 
-from handpose_jax import geometry, heatmaps, losses
+from handpose_jax import geometry, heatmaps
+from handpose_jax.training import losses
 
 STRIDE = 4
 SIDE = 28  # of the maps that tests build by hand

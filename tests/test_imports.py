@@ -17,42 +17,24 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = 'handpose_jax'
 
 TIERS = (
-    {
-        'allocator',
-        'compilation',
-        'compiler_options',
-        'distributed',
-        'hand',
-        'interruption',
-        'single_thread',
-        'storage',
-        'types',
-    },
-    {'geometry', 'heatmaps', 'losses', 'metrics', 'protocols', 'models', 'synthetic'},
-    {
-        'data',
-        'optimizers',
-        'state',
-        'checkpoints',
-        'calibration',
-        'early_stopping',
-        'health',
-        'provenance',
-        'writers',
-        'runtimes',
-        'visualize',
-        'tracking',
-    },
-    {'train', 'evaluate', 'export', 'predict', 'report'},
+    {'process', 'hand', 'types'},
+    {'geometry'},
+    {'heatmaps', 'models', 'evaluation', 'synthetic', 'visualize'},
+    {'data'},
+    {'training'},
+    {'runtimes'},
+    {'train', 'evaluate', 'export', 'predict', 'evaluation.report'},
     {'main'},
 )
-FOURTH = 3
-SIDEWAYS_IN_THE_FOURTH = {('train', 'evaluate')}
+TOP = 6
+# A report is pictures and pages of what other rooms measured, so it stands above them.
+UPSTAIRS = 'evaluation.report'
+SIDEWAYS_IN_THE_TOP = {('train', 'evaluate')}
 
 # What is fenced in -> where it may be imported: files and folders of the package.
 FENCES = {
     'flax.linen': ('models/',),
-    'orbax': ('checkpoints.py',),
+    'orbax': ('training/checkpoints.py',),
     'tensorflow_datasets': ('data/prepared.py',),
     'tensorflow': ('export/', 'runtimes.py', 'models/pretrained.py'),
     # It imports TensorFlow itself.
@@ -135,6 +117,12 @@ def source_files(root: Path) -> dict[str, Path]:
     }
 
 
+def room_of(module: str) -> str:
+    """The folder or file of the package that a module stands in."""
+    name = module.removeprefix(f'{PACKAGE}.')
+    return UPSTAIRS if within(name, UPSTAIRS) else name.split('.')[0]
+
+
 def tier_of(part: str) -> int | None:
     return next((number for number, tier in enumerate(TIERS) if part in tier), None)
 
@@ -155,7 +143,7 @@ def breaches(root: Path) -> list[str]:
     graph: dict[str, set[str]] = {}
     for module, path in modules.items():
         inside = path.relative_to(root / PACKAGE).as_posix()
-        part = module.split('.')[1]
+        part = room_of(module)
         tier = tier_of(part)
         if part != '__init__' and tier is None:
             wrong.append(f'{inside}: is in no tier; add it to TIERS')
@@ -172,14 +160,14 @@ def breaches(root: Path) -> list[str]:
                     wrong.append(f'{where}: the package never imports {outside}')
             for target in targets(found, modules):
                 graph.setdefault(module, set()).add(target)
-                other = target.split('.')[1]
+                other = room_of(target)
                 if tier is None or other in ('__init__', part):
                     continue
                 other_tier = tier_of(other)
-                sideways = tier == other_tier == FOURTH
+                sideways = tier == other_tier == TOP
                 if other_tier is not None and other_tier > tier:
                     wrong.append(f'{where}: {part} is below {other} and may not import it')
-                if sideways and (part, other) not in SIDEWAYS_IN_THE_FOURTH:
+                if sideways and (part, other) not in SIDEWAYS_IN_THE_TOP:
                     wrong.append(f'{where}: {part} may not import {other} beside it')
     wrong += [f'cycle: {" -> ".join(cycle)}' for cycle in find_cycles(graph)]
     return wrong + breaches_outside(root)
@@ -233,8 +221,8 @@ def test_the_project_keeps_the_rules():
 def test_the_project_is_really_read():
     modules = source_files(ROOT)
     assert f'{PACKAGE}.geometry' in modules
-    found = find_imports(modules[f'{PACKAGE}.metrics'], f'{PACKAGE}.metrics')
-    assert any(item.is_of(f'{PACKAGE}.protocols') for item in found)
+    found = find_imports(modules[f'{PACKAGE}.evaluation.metrics'], f'{PACKAGE}.evaluation.metrics')
+    assert any(item.is_of(f'{PACKAGE}.evaluation.protocols') for item in found)
 
 
 def plant(root, files):
@@ -264,24 +252,37 @@ SEEDED_BREACHES = {
         {f'{P}/geometry.py': f'def f():\n  from {P}.train import x', f'{P}/train.py': ''},
         'geometry is below train',
     ),
-    'sideways in the fourth tier': (
+    'sideways in the top tier': (
         {f'{P}/evaluate.py': f'import {P}.train', f'{P}/train.py': ''},
         'evaluate may not import train',
     ),
+    'a report in what it reports on': (
+        {
+            f'{P}/evaluation/metrics.py': f'import {P}.evaluation.report',
+            f'{P}/evaluation/report/__init__.py': '',
+        },
+        'evaluation is below evaluation.report',
+    ),
     'a cycle within a tier': (
         {
-            f'{P}/losses.py': f'from {P} import heatmaps',
-            f'{P}/heatmaps.py': f'from {P}.losses import x',
+            f'{P}/models/losses.py': f'from {P} import heatmaps',
+            f'{P}/heatmaps.py': f'from {P}.models.losses import x',
         },
-        f'cycle: {P}.heatmaps -> {P}.losses -> {P}.heatmaps',
+        f'cycle: {P}.heatmaps -> {P}.models.losses -> {P}.heatmaps',
     ),
     'a module without a tier': ({f'{P}/drawer.py': ''}, 'drawer.py: is in no tier'),
-    'linen outside models': ({f'{P}/losses.py': 'from flax import linen as nn'}, 'flax.linen'),
+    'linen outside models': (
+        {f'{P}/training/losses.py': 'from flax import linen as nn'},
+        'flax.linen',
+    ),
     'linen as an attribute': (
-        {f'{P}/losses.py': 'import flax\nx = flax.linen.Module'},
+        {f'{P}/training/losses.py': 'import flax\nx = flax.linen.Module'},
         'losses.py:2: flax.linen',
     ),
-    'orbax outside checkpoints': ({f'{P}/state.py': 'import orbax.checkpoint'}, 'orbax is only'),
+    'orbax outside checkpoints': (
+        {f'{P}/training/state.py': 'import orbax.checkpoint'},
+        'orbax is only',
+    ),
     'TFDS outside sources': (
         {f'{P}/data/pipeline.py': 'import tensorflow_datasets as tfds'},
         'tensorflow_datasets is only',
@@ -332,7 +333,7 @@ def test_what_is_allowed_is_not_a_breach(tmp_path):
             f'{P}/models/unet.py': 'from flax import linen as nn\nfrom .layers import x',
             f'{P}/models/layers.py': 'import flax.linen as nn',
             f'{P}/models/__init__.py': f'from {P}.models import unet',
-            f'{P}/checkpoints.py': 'import orbax.checkpoint as ocp\nimport grain.checkpoint',
+            f'{P}/training/checkpoints.py': 'import orbax.checkpoint\nimport grain.checkpoint',
             f'{P}/export/x.py': (
                 'def f():\n import tensorflow\n from jax.experimental import jax2tf'
             ),
@@ -370,4 +371,4 @@ def test_training_and_prediction_import_no_tensorflow(module):
 
 
 def test_writing_metrics_imports_no_tensorflow():
-    assert 'tensorflow' not in loaded_by(f'import {PACKAGE}.writers')
+    assert 'tensorflow' not in loaded_by(f'import {PACKAGE}.training.writers')

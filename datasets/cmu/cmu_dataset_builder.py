@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from handpose_jax import geometry, hand
-from handpose_jax.data import conversion, prepared
+from handpose_jax.data import prepared
+from handpose_jax.data.conversion import records
 from handpose_jax.data.quarantine import BadRecord
 
 VERSION = '1'
@@ -64,7 +65,7 @@ _MAX_BYTES_OF_ALL = 512 * 2**20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python datasets/prepare.py cmu` understands."""
-    conversion.add_arguments(parser)
+    records.add_arguments(parser)
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -75,7 +76,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         if name not in parts:
             left_out = ' and '.join(part.splits)
             print(f'{name}: not in {arguments.manual_dir}, so there will be no {left_out}')
-    conversion.prepare(
+    records.prepare(
         'cmu',
         VERSION,
         arguments,
@@ -95,7 +96,7 @@ def splits(folder: str | os.PathLike[str]) -> dict[str, prepared.Split]:
         ValueError: if there is no part, or one is damaged as a whole.
     """
     roots = {
-        name: conversion.find(folder, name, (part.archive,), advice=ADVICE)
+        name: records.find(folder, name, (part.archive,), advice=ADVICE)
         for name, part in PARTS.items()
         if _is_there(Path(folder), name, part.archive)
     }
@@ -144,7 +145,7 @@ class OwnFile:
             )
 
         try:
-            values = conversion.read_json(file, max_bytes=_MAX_BYTES_OF_ONE)
+            values = records.read_json(file, max_bytes=_MAX_BYTES_OF_ONE)
         except (ValueError, OSError) as error:
             raise bad('(all)', 'a JSON file with one hand', error) from error
         if not isinstance(values, dict):
@@ -156,7 +157,7 @@ class OwnFile:
             x, y = _numbers(values, 'hand_box_center', (2,), bad)
             half = HEAD_TO_HAND * head_size / 2
             box = (x - half, y - half, x + half, y + half)
-        return conversion.make_record(
+        return records.make_record(
             image=f'{stem}.jpg',
             file=file,
             record=file.stem,
@@ -200,7 +201,7 @@ class Panoptic:
         if 'img_height' in values or 'img_width' in values:
             height, width = (_numbers(values, key, (), bad) for key in ('img_height', 'img_width'))
             size = (int(height), int(width))
-        return conversion.make_record(
+        return records.make_record(
             image=Path(self.file).parent / name,
             file=self.file,
             record=f'root[{index}]',
@@ -247,7 +248,7 @@ def _stems(folders: tuple[str, ...]) -> tuple[str, ...]:
 @functools.cache
 def _panoptic_records(file: str) -> list[Any]:
     try:
-        content = conversion.read_json(file, max_bytes=_MAX_BYTES_OF_ALL)
+        content = records.read_json(file, max_bytes=_MAX_BYTES_OF_ALL)
     except (ValueError, OSError) as error:
         raise ValueError(
             f'{file}: expected a JSON file with all hands ({error}); unpack the archive again'

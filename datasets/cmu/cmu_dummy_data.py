@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from handpose_jax import hand
-from handpose_jax.synthetic import drawn
+from handpose_jax.synthetic.drawing import posed
 
 _DISTANCE = 0.6, 1.2
 
@@ -98,7 +98,7 @@ def _write_manual(
         name = f'{10_000 + number:09d}_01' if is_mpii else f'Made_up.flv_{number:06d}'
         sides = {'l': 0, 'r': width // 2}
         hands = {
-            side: drawn.sample(
+            side: posed.sample(
                 rng, height=height, width=width // 2, is_left=side == 'l', distance=_DISTANCE
             )
             for side in sides
@@ -145,7 +145,7 @@ def _write_panoptic(
     width = height * 16 // 9
     truth, records = {}, []
     for number in range(count):
-        one = drawn.sample(rng, height=height, width=width, distance=_DISTANCE)
+        one = posed.sample(rng, height=height, width=width, distance=_DISTANCE)
         annotated = _annotated(rng)
         box = _tight(one.keypoints, annotated)
         name = f'imgs/{number:08d}.jpg'
@@ -170,7 +170,7 @@ def _write_synth(
     folder.mkdir(parents=True)
     truth = {}
     for number in range(1, count + 1):
-        one = drawn.sample(rng, height=side, width=side, distance=_DISTANCE)
+        one = posed.sample(rng, height=side, width=side, distance=_DISTANCE)
         annotated = np.ones(hand.NUM_KEYPOINTS, bool)
         if folder.name == 'synth1':
             annotated[list(hand.FINGERTIPS)] = False
@@ -182,7 +182,7 @@ def _write_synth(
     return truth
 
 
-def _without_head(image: Path, one: drawn.DrawnHand, annotated: Bool[np.ndarray, '21']) -> Truth:
+def _without_head(image: Path, one: posed.DrawnHand, annotated: Bool[np.ndarray, '21']) -> Truth:
     box = _tight(one.keypoints, annotated)
     return Truth(
         image=image,

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Float
 
 from handpose_jax import hand
-from handpose_jax.data import conversion, json_stream, prepared
+from handpose_jax.data import prepared
+from handpose_jax.data.conversion import json_stream, records
 from handpose_jax.data.quarantine import BadRecord
 
 NAME = 'coco_wholebody'
@@ -109,7 +110,7 @@ class MakeExample(NamedTuple):
         points = one.keypoints[list(ORDERS[self.options.order])]
         annotated = points[:, 2] > 0
         annotated[list(_NO_KEYPOINT_OF_OURS.get(self.options.order, ()))] = False
-        return conversion.make_record(
+        return records.make_record(
             image=self.part.images / one.file,
             file=file,
             record=one.record,
@@ -125,7 +126,7 @@ class MakeExample(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python datasets/prepare.py coco_wholebody` understands."""
-    conversion.add_arguments(parser)
+    records.add_arguments(parser)
     parser.add_argument('--annotations', nargs='+', default=[], help='JSON files, in --manual_dir')
     parser.add_argument('--images', nargs='+', default=['.'], help='folder of each, or of all')
     parser.add_argument('--split', nargs='+', default=['train'], help='that each becomes')
@@ -155,7 +156,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     cache = target.with_name(f'{target.name}.annotations')
     named = parts(folder, arguments.annotations, arguments.images, arguments.split)
     found = splits(named, options=options, cache=cache)
-    conversion.prepare(
+    records.prepare(
         name,
         VERSION,
         arguments,

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from handpose_jax import hand
-from handpose_jax.synthetic import drawn
+from handpose_jax.synthetic.drawing import posed
 
 _BODY, _FOOT, _FACE = 17, 6, 68
 
@@ -127,11 +127,11 @@ def _person(
     truth = []
     # Each hand has its share of the picture's width.
     share = width // max(1, len(sides))
-    pictures = [] if sides else [drawn.sample(rng, height=height, width=width).image]
+    pictures = [] if sides else [posed.sample(rng, height=height, width=width).image]
     for side in ('right', 'left'):
         values, box = [0.0] * 3 * hand.NUM_KEYPOINTS, np.zeros(4)
         if side in sides:
-            sample = drawn.sample(rng, height=height, width=share, is_left=side == 'left')
+            sample = posed.sample(rng, height=height, width=share, is_left=side == 'left')
             keypoints = sample.keypoints + np.array([share * len(pictures), 0])
             pictures.append(sample.image)
             counted = rng.random(hand.NUM_KEYPOINTS) < 0.8
@@ -215,7 +215,7 @@ def write_hands(
     for number in range(records):
         is_left = bool(number % 2)
         file = f'{number:04d}_{"l" if is_left else "r"}.png'
-        sample = drawn.sample(rng, height=height, width=width, is_left=is_left)
+        sample = posed.sample(rng, height=height, width=width, is_left=is_left)
         Image.fromarray(sample.image).save(folder / file)
         counted = rng.random(hand.NUM_KEYPOINTS) < 0.8
         counted[[hand.WRIST, *hand.FINGERTIPS]] = True

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from handpose_jax import geometry, hand
-from handpose_jax.data import conversion, prepared
+from handpose_jax.data import prepared
+from handpose_jax.data.conversion import records
 from handpose_jax.data.quarantine import BadRecord
 
 NAME = 'dexter_object'
@@ -128,7 +129,7 @@ class MakeExample(NamedTuple):
                 points_3d[keypoint] = points[tip]
         projected = points_3d @ _COLOUR.T
         keypoints = projected[:, :2] / projected[:, 2:]
-        return conversion.make_record(
+        return records.make_record(
             image=Path(self.folder) / frame.image,
             file=path,
             record=record,
@@ -352,7 +353,7 @@ def read_boxes(path: str) -> dict[str, Float[np.ndarray, '4']]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python datasets/prepare.py dexter_object` understands."""
-    conversion.add_arguments(parser)
+    records.add_arguments(parser)
     parser.add_argument(
         '--boxes',
         default='',
@@ -387,11 +388,11 @@ def prepare(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.manual_dir)
     if not (folder / 'data').is_dir():
         archives = ('dexter+object.zip', 'dexter+object.tar.gz')
-        folder = conversion.find(folder, 'dexter+object', archives, advice=ADVICE)
+        folder = records.find(folder, 'dexter+object', archives, advice=ADVICE)
     found = splits(folder / 'data', boxes=arguments.boxes)
     print(read(str(folder / 'data')).report, flush=True)
     boxes = arguments.boxes and hashlib.sha256(Path(arguments.boxes).read_bytes()).hexdigest()
-    conversion.prepare(
+    records.prepare(
         NAME,
         VERSION,
         arguments,

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from handpose_jax import hand
-from handpose_jax.synthetic import drawn
+from handpose_jax.synthetic.drawing import posed
 
 FOLDER = 'dexter+object'
 SEQUENCES = ('Grasp1', 'Grasp2', 'Occlusion', 'Rigid', 'Pinch', 'Rotate')
@@ -81,7 +81,7 @@ def write(
 def _frame(
     rng: np.random.Generator, place: Path, number: int, missing: list[int], lines: dict
 ) -> Truth:
-    sample = drawn.sample(
+    sample = posed.sample(
         rng,
         height=HEIGHT // _SMALL,
         width=WIDTH // _SMALL,
@@ -107,7 +107,7 @@ def _frame(
     x1, y1 = np.ceil(keypoints.max(axis=0)).astype(int).tolist()
     cut = picture[y0 : y1 + _AROUND, x0 : x1 + _AROUND]
     height, width, _ = cut.shape
-    cut[:] = drawn.paint(rng, keypoints - (x0, y0), height=height, width=width)
+    cut[:] = posed.paint(rng, keypoints - (x0, y0), height=height, width=width)
     cv2.imwrite(str(place / 'color' / f'Color_{number:04d}.bmp'), picture[..., ::-1])
     # Everything at the hand's distance.
     distance = np.full(

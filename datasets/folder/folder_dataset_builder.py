@@ -8,7 +8,8 @@ import argparse
 import re
 from pathlib import Path
 
-from handpose_jax.data import conversion, folder_records, prepared
+from handpose_jax.data import prepared
+from handpose_jax.data.conversion import folder_records, records
 
 VERSION = '1'
 
@@ -24,7 +25,7 @@ _NAME = re.compile('[a-z][a-z0-9_]*')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python datasets/prepare.py folder` understands."""
-    conversion.add_arguments(parser)
+    records.add_arguments(parser)
     parser.add_argument('--annotations', default='annotations.json', help='name of the JSON file')
     parser.add_argument('--name', default='folder', help='of the data set')
 
@@ -60,7 +61,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     """Converts the folder."""
     _check_name('--name', arguments.name)
     folder = Path(arguments.manual_dir)
-    conversion.prepare(
+    records.prepare(
         arguments.name,
         VERSION,
         arguments,

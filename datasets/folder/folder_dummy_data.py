@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from handpose_jax import hand
-from handpose_jax.synthetic import drawn
+from handpose_jax.synthetic.drawing import posed
 
 
 class Truth(NamedTuple):
@@ -73,7 +73,7 @@ def _record(
 ) -> tuple[dict[str, Any], Truth]:
     full = number % 2 == 0
     is_left = full and number % 4 == 0
-    sample = drawn.sample(rng, height=height, width=width, is_left=is_left)
+    sample = posed.sample(rng, height=height, width=width, is_left=is_left)
     file = f'images/{split}_{number:04d}.{"jpg" if full else "png"}'
     Image.fromarray(sample.image).save(folder / file)
     counted = np.ones(hand.NUM_KEYPOINTS, bool)

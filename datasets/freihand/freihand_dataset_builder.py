@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from handpose_jax import hand
-from handpose_jax.data import conversion, prepared
+from handpose_jax.data import prepared
+from handpose_jax.data.conversion import records
 from handpose_jax.data.quarantine import BadRecord
 
 VERSION = '1'
@@ -51,7 +52,7 @@ _MIN_DETERMINANT = 1e-6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python datasets/prepare.py freihand` understands."""
-    conversion.add_arguments(parser)
+    records.add_arguments(parser)
     parser.add_argument(
         '--versions',
         choices=('raw', 'all'),
@@ -78,7 +79,7 @@ def prepare(arguments: argparse.Namespace) -> None:
             f'evaluation_xyz.json: not in {arguments.manual_dir}, so there will be no evaluation; '
             f'it is in {_EVAL_ARCHIVE}'
         )
-    conversion.prepare(
+    records.prepare(
         'freihand',
         VERSION,
         arguments,
@@ -169,7 +170,7 @@ class FreiHand:
                 'keypoints in front of the camera',
                 f'{xyz[row].tolist()} for keypoint {row} ({hand.KEYPOINT_NAMES[row]})',
             )
-        return conversion.make_record(
+        return records.make_record(
             image=Path(self.folder) / self.part / 'rgb' / f'{number:08d}.jpg',
             file=file,
             record=label,
@@ -212,7 +213,7 @@ def _find(given: Path, file: str, root: str, archive: str) -> Path | None:
     if (given / file).is_file():
         return given
     if (given / root).is_dir() or (given / archive).is_file():
-        folder = conversion.find(given, root, (archive,), advice=ADVICE)
+        folder = records.find(given, root, (archive,), advice=ADVICE)
         if not (folder / file).is_file():
             raise ValueError(f'{folder}: expected {file} in it; unpack {archive} again')
         return folder
@@ -255,7 +256,7 @@ def _file(folder: str | Path, part: str, field: str) -> str:
 def _table(path: str, shape: tuple[int, ...]) -> np.ndarray | list[Any]:
     """All values of a file, read once in each process: one array, unless a record is damaged."""
     try:
-        values = conversion.read_json(path, max_bytes=_MAX_BYTES)
+        values = records.read_json(path, max_bytes=_MAX_BYTES)
     except (ValueError, OSError) as error:
         raise ValueError(
             f'{path}: expected a JSON file with a list of records ({error}); unpack the archive '

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from handpose_jax.synthetic import drawn
+from handpose_jax.synthetic.drawing import posed
 
 NUM_VERSIONS = 4
 
@@ -83,7 +83,7 @@ def _write_part(
     (root / part / 'rgb').mkdir(parents=True)
     truth = []
     for label in range(labels):
-        one = drawn.sample(
+        one = posed.sample(
             rng, height=size, width=size, camera=_camera(rng, size), distance=_DISTANCE
         )
         paths = tuple(
@@ -94,7 +94,7 @@ def _write_part(
             image = one.image
             if version > 0:
                 # The same hand, another background.
-                image = drawn.paint(rng, one.keypoints, height=size, width=size)
+                image = posed.paint(rng, one.keypoints, height=size, width=size)
             _, data = cv2.imencode('.jpg', image[:, :, ::-1])
             path.write_bytes(data.tobytes())
         truth.append(Truth(paths, one.keypoints, one.keypoints_3d, one.camera))

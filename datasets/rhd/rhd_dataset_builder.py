@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from handpose_jax import geometry
-from handpose_jax.data import conversion, prepared, rhd
+from handpose_jax.data import prepared, rhd
+from handpose_jax.data.conversion import records
 
 NAME = 'rhd'
 VERSION = '1'
@@ -48,7 +49,7 @@ class MakeExample(NamedTuple):
 
     def __call__(self, index: int) -> prepared.Example:
         hand = _annotations(self.folder, self.split, self.cache)[index]
-        return conversion.make_record(
+        return records.make_record(
             image=hand.image_path,
             file=Path(self.folder) / self.split / f'anno_{self.split}.pickle',
             record=hand.image_id,
@@ -72,7 +73,7 @@ def _annotations(folder: str, split: str, cache: str) -> rhd.RhdAnnotations:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python datasets/prepare.py rhd` understands."""
-    conversion.add_arguments(parser)
+    records.add_arguments(parser)
 
 
 def splits(folder: Path, *, cache: Path) -> dict[str, prepared.Split]:
@@ -99,7 +100,7 @@ def splits(folder: Path, *, cache: Path) -> dict[str, prepared.Split]:
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Converts the data set."""
-    folder = conversion.find(
+    folder = records.find(
         arguments.manual_dir, 'RHD_published_v2', ('RHD_v1-1.zip',), advice=ADVICE
     )
     target = Path(arguments.data_dir) if arguments.data_dir else prepared.default_folder(NAME)
@@ -109,7 +110,7 @@ def prepare(arguments: argparse.Namespace) -> None:
             f'reading the annotations takes up to a minute or two; a copy is kept in {cache}',
             flush=True,
         )
-    conversion.prepare(
+    records.prepare(
         NAME,
         VERSION,
         arguments,

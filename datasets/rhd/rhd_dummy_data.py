@@ -9,7 +9,7 @@ import numpy as np
 
 from handpose_jax import hand
 from handpose_jax.data import rhd
-from handpose_jax.synthetic import drawn
+from handpose_jax.synthetic.drawing import posed
 
 FOLDER = 'RHD_published_v2'
 
@@ -91,7 +91,7 @@ def _records(
         for side, distance in ((other, (1.2, 1.4)), (dominant, (0.4, 0.6))):
             if side == other and not both:
                 continue
-            sample = drawn.sample(
+            sample = posed.sample(
                 rng,
                 height=size,
                 width=size,

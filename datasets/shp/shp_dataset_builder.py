@@ -16,7 +16,8 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
 from handpose_jax import hand
-from handpose_jax.data import conversion, matfiles, prepared
+from handpose_jax.data import prepared
+from handpose_jax.data.conversion import matfiles, records
 from handpose_jax.data.quarantine import BadRecord
 
 NAME = 'shp'
@@ -110,7 +111,7 @@ class MakeExample(NamedTuple):
         annotated = np.ones(hand.NUM_KEYPOINTS, bool)
         annotated[hand.WRIST] = self.wrist == 'extrapolated'
         prefix = 'SK_color' if camera == 'SK' else camera
-        return conversion.make_record(
+        return records.make_record(
             image=Path(sequence.images) / f'{prefix}_{frame}.png',
             file=path,
             record=record,
@@ -176,7 +177,7 @@ def _project(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python datasets/prepare.py shp` understands."""
-    conversion.add_arguments(parser)
+    records.add_arguments(parser)
     parser.add_argument(
         '--cameras',
         nargs='+',
@@ -218,7 +219,7 @@ def splits(
     Raises:
         ValueError: for a sequence that is missing, or labels that are missing or damaged.
     """
-    labels = conversion.find(folder, 'labels', ('labels.zip',), advice=ADVICE)
+    labels = records.find(folder, 'labels', ('labels.zip',), advice=ADVICE)
     found = {}
     for split, names in SEQUENCES.items():
         chosen = tuple(dict.fromkeys(cameras if split == 'train' else test_cameras))
@@ -254,14 +255,14 @@ def _images(folder: Path, name: str) -> Path:
     """The folder of a sequence's images: in `images`, or beside it where it was unpacked so."""
     archive = f'{name}.zip'
     if (folder / name).is_dir() or (folder / archive).is_file():
-        return conversion.find(folder, name, (archive,), advice=ADVICE)
-    images = conversion.find(folder, 'images', ('images.zip',), advice=ADVICE)
-    return conversion.find(images, name, (archive,), advice=ADVICE)
+        return records.find(folder, name, (archive,), advice=ADVICE)
+    images = records.find(folder, 'images', ('images.zip',), advice=ADVICE)
+    return records.find(images, name, (archive,), advice=ADVICE)
 
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Converts the data set."""
-    conversion.prepare(
+    records.prepare(
         NAME,
         VERSION,
         arguments,

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.io
 
 from handpose_jax import hand
-from handpose_jax.synthetic import drawn
+from handpose_jax.synthetic.drawing import posed
 
 SEQUENCES = tuple(f'B{n}{kind}' for n in range(1, 7) for kind in ('Counting', 'Random'))
 
@@ -110,7 +110,7 @@ def _hand(
     rng: np.random.Generator, camera: np.ndarray, distance: tuple[float, float]
 ) -> np.ndarray:
     """Keypoints in a camera's frame, metres; its drawing is thrown away, so it is a small one."""
-    sample = drawn.sample(
+    sample = posed.sample(
         rng,
         height=HEIGHT // _SMALL,
         width=WIDTH // _SMALL,
@@ -159,5 +159,5 @@ def _paint(rng: np.random.Generator, keypoints: np.ndarray) -> np.ndarray:
     x1, y1 = np.ceil(keypoints.max(axis=0)).astype(int).tolist()
     cut = picture[y0 : y1 + _AROUND, x0 : x1 + _AROUND]
     height, width, _ = cut.shape
-    cut[:] = drawn.paint(rng, keypoints - (x0, y0), height=height, width=width)
+    cut[:] = posed.paint(rng, keypoints - (x0, y0), height=height, width=width)
     return picture

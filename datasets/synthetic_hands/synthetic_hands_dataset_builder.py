@@ -5,7 +5,8 @@ import itertools
 import pathlib
 
 from handpose_jax.data import prepared, synthetic_hands
-from handpose_jax.synthetic.scene import SceneOptions, generate
+from handpose_jax.synthetic.generate import generate
+from handpose_jax.synthetic.scene.options import SceneOptions
 
 _RHD_SPLITS = {'training': 0, 'evaluation': 10_000_000}
 

@@ -7,7 +7,8 @@ instead, a folder of images with one annotations.json.
 import argparse
 from pathlib import Path
 
-from handpose_jax.data import conversion, folder_records, prepared
+from handpose_jax.data import prepared
+from handpose_jax.data.conversion import folder_records, records
 
 VERSION = '1'
 SPLIT = 'test'
@@ -15,7 +16,7 @@ SPLIT = 'test'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `python datasets/prepare.py tzionas` understands."""
-    conversion.add_arguments(parser)
+    records.add_arguments(parser)
     parser.add_argument('--annotations', default='annotations.json', help='name of the JSON file')
 
 
@@ -42,7 +43,7 @@ def splits(folder: Path, *, annotations: str = 'annotations.json') -> dict[str, 
 def prepare(arguments: argparse.Namespace) -> None:
     """Converts the folder."""
     folder = Path(arguments.manual_dir)
-    conversion.prepare(
+    records.prepare(
         'tzionas',
         VERSION,
         arguments,

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from handpose_jax import hand
-from handpose_jax.synthetic import drawn
+from handpose_jax.synthetic.drawing import posed
 
 
 class Truth(NamedTuple):
@@ -46,7 +46,7 @@ def write(
     truth, values = [], []
     for number in range(records):
         is_left = bool(number % 2)
-        sample = drawn.sample(rng, height=height, width=width, is_left=is_left)
+        sample = posed.sample(rng, height=height, width=width, is_left=is_left)
         file = f'sequence_{number // 2 + 1:02d}/{number:03d}.png'
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(sample.image).save(folder / file)

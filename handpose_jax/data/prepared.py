@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from handpose_jax import geometry, hand
 from handpose_jax.data import images, quarantine
-from handpose_jax.single_thread import keep_to_one_thread
+from handpose_jax.process.threads import keep_to_one_thread
 from handpose_jax.types import Sample
 
 SETTINGS_FILE = 'prepare.json'

@@ -36,8 +36,10 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from handpose_jax import geometry, hand
-from handpose_jax.data import images, safe_pickle
-from handpose_jax.synthetic import scene
+from handpose_jax.data import images
+from handpose_jax.data.conversion import safe_pickle
+from handpose_jax.synthetic import generate
+from handpose_jax.synthetic.scene import labels
 
 SPLITS = ('training', 'evaluation')
 
@@ -213,7 +215,7 @@ class WrittenRecord(NamedTuple):
 
 
 def write_rhd(
-    folder: str | os.PathLike[str], split: str, samples: Iterable[scene.RenderedHand]
+    folder: str | os.PathLike[str], split: str, samples: Iterable[generate.RenderedHand]
 ) -> int:
     """Writes hands as a split of RHD, numbered from 0.
 
@@ -273,10 +275,10 @@ def write_records(
     return len(annotations)
 
 
-def _of_rendered(sample: scene.RenderedHand) -> WrittenRecord:
+def _of_rendered(sample: generate.RenderedHand) -> WrittenRecord:
     mask = np.zeros(sample.mask.shape, np.uint8)
-    mask[sample.mask == scene.FOREARM] = _MASK_PERSON
-    mask[sample.mask == scene.HAND] = _MASK_LEFT_PALM if sample.is_left else _MASK_RIGHT_PALM
+    mask[sample.mask == labels.FOREARM] = _MASK_PERSON
+    mask[sample.mask == labels.HAND] = _MASK_LEFT_PALM if sample.is_left else _MASK_RIGHT_PALM
     only = WrittenHand(sample.keypoints, sample.visible, sample.keypoints_3d)
     return WrittenRecord(
         image=sample.image,

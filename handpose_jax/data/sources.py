@@ -24,7 +24,7 @@ from handpose_jax.data import images
 from handpose_jax.data.mixture import MixtureSource
 from handpose_jax.data.prepared import PreparedSource
 from handpose_jax.data.synthetic_hands import SyntheticSource
-from handpose_jax.synthetic import sketch
+from handpose_jax.synthetic.drawing import flat
 from handpose_jax.types import Sample
 
 _MAX_LISTED_PROBLEMS = 20
@@ -212,7 +212,7 @@ class SketchSource:
         if not 0 <= index < self._count:
             raise IndexError(f'record {index} of {self._count}')
         split_seed = list(self._split.encode())
-        image, keypoints = sketch.draw(np.random.default_rng([index, *split_seed]), self._size)
+        image, keypoints = flat.draw(np.random.default_rng([index, *split_seed]), self._size)
         tight = geometry.keypoint_box(keypoints, np.ones(hand.NUM_KEYPOINTS, bool))
         return {
             'image': image,

@@ -12,8 +12,9 @@ import numpy as np
 
 from handpose_jax import geometry
 from handpose_jax.data import prepared
-from handpose_jax.synthetic import render
-from handpose_jax.synthetic.scene import SceneOptions, generate
+from handpose_jax.synthetic.generate import generate
+from handpose_jax.synthetic.render import mitsuba_renderer
+from handpose_jax.synthetic.scene.options import SceneOptions
 
 NAME = 'synthetic_hands'
 
@@ -36,7 +37,7 @@ class MakeExample:
 
     def __call__(self, index: int) -> prepared.Example:
         """Renders one hand."""
-        render.set_threads(1)
+        mitsuba_renderer.set_threads(1)
         rendered = generate(self.options, self.seed, self.first + index)
         encoded = cv2.imencode(
             '.jpg',

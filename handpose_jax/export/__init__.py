@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from handpose_jax import hand, models, runtimes, storage
+from handpose_jax import hand, models, runtimes
 from handpose_jax.data import pipeline, sources, transforms
 from handpose_jax.export import fresh_run, gate, graph, onnx, stablehlo, tflite
+from handpose_jax.process import storage
 
 FOLDER = 'export'
 """In the workdir."""

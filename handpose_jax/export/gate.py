@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from handpose_jax import protocols
-from handpose_jax.metrics import KeypointErrors
+from handpose_jax.evaluation import protocols
+from handpose_jax.evaluation.metrics import KeypointErrors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from handpose_jax import checkpoints, heatmaps, models, runtimes
+from handpose_jax import heatmaps, models, runtimes
 from handpose_jax.export.decode_graph import check_decode, decode_graph
+from handpose_jax.training import checkpoints
 
 OUTPUTS = ('heatmaps', 'keypoints')
 """Names of what an artefact gives, in this order."""

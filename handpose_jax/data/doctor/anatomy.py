@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from handpose_jax import hand
 from handpose_jax.data.doctor import gaussians
-from handpose_jax.synthetic import poses, skeleton
+from handpose_jax.synthetic.body import poses, skeleton
 
 PARTS: dict[str, tuple[int, ...]] = {'palm': (0, 1, 5, 9, 13, 17), **hand.FINGERS}
 """Keypoints that have a density together; the fingers' first ones lie in two parts."""

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from handpose_jax import hand
-from handpose_jax.synthetic import poses, skeleton
+from handpose_jax.synthetic.body import poses, skeleton
 
 _BONES = np.array(hand.BONES)
 _INDEX, _LITTLE = hand.FINGERS['index'][0], hand.FINGERS['little'][0]

@@ -1,0 +1,580 @@
+"""Confidence that means something: python -m handpose_jax.evaluation.calibration --workdir W.
+
+A heatmap's peak is not a probability. From an evaluation, W/evaluation.npz, this fits what a
+confidence says about a keypoint's error, and writes it to W/calibration.json:
+
+    probability_correct   P(error at most 0.2 of the longest side of the hand's tight keypoint box)
+    std_px_224            the error's standard deviation along x and along y, pixels of a 224 crop
+
+**What the standard deviation means.** Errors have a narrow core and a few far outliers (another
+finger, the other end of the hand), for which no single Gaussian fits. It describes the core: a
+two-dimensional Gaussian of this deviation has the median error that keypoints of this confidence
+have, so half of them lie within 1.18 of it, whatever the outliers. How much of the discs of one and
+two deviations is really covered is reported beside what a Gaussian would cover (39% and 86%).
+`probability_correct` tells how likely an outlier is.
+
+Hands are split by a hash of their image's name: about two thirds fit, the others measure, so that
+the numbers in the report are of exactly what was written, on hands it has not seen. Isotonic steps
+or a logistic curve, one for all keypoints or one for each type of joint: cross-validation within
+the first part decides.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import optimize, special
+
+from handpose_jax import hand
+from handpose_jax.evaluation.metrics import (
+    EPE_FRAME,
+    EVALUATION_FILE,
+    EvaluationRecord,
+    read_evaluation,
+)
+from handpose_jax.process import storage
+
+CALIBRATION_FILE = 'calibration.json'
+
+CORRECT_WITHIN = 0.2
+"""Of the box's longest side, the usual threshold of PCK: an error up to it counts as correct."""
+
+KEYPOINT_TYPES = ('wrist', 'first', 'second', 'third', 'tip')
+"""Joints of a finger from the hand outwards."""
+
+ONE_SIGMA = float(1 - np.exp(-0.5))
+"""Share of a two-dimensional Gaussian within one standard deviation of its centre."""
+
+TWO_SIGMA = float(1 - np.exp(-2.0))
+
+_MEDIAN_RADIUS = float(np.sqrt(2 * np.log(2)))
+_FORMAT = 1
+_GRID = np.linspace(0, 1, 201)
+_FOLDS = 5
+_FIT_SHARE = 2 / 3
+_LEAST_KEYPOINTS = 200
+_BIN_KEYPOINTS = 100
+_MOST_BINS = 30
+_REPORT_BINS = 10
+_ECE_BINS = 15
+_SMALLEST_STD = 0.01
+_NEWTON_STEPS = 30
+_RIDGE = 0.01
+_PERFECT_DRAWS = 40
+_LONGEST_STEP = 2.0
+
+
+def _type_of_keypoint() -> Int[np.ndarray, '21']:
+    types = np.zeros(hand.NUM_KEYPOINTS, np.int64)
+    for indices in hand.FINGERS.values():
+        types[list(indices)] = np.arange(1, 1 + len(indices))
+    return types
+
+
+_TYPE = _type_of_keypoint()
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What a confidence says about the error of a keypoint.
+
+    The tables hold one row for all keypoints, or one for each of KEYPOINT_TYPES, and one column for
+    each of 201 confidences from 0 to 1; between them lines.
+
+    Attributes:
+        probability: that the error is at most CORRECT_WITHIN; never falls with the confidence.
+        std: of the error along x and along y, px of a 224 crop; never rises with it.
+        report: JSON values: what it was fitted on, what was chosen, and how it held out.
+    """
+
+    probability: Float[np.ndarray, 'types_p 201']
+    std: Float[np.ndarray, 'types_s 201']
+    report: dict[str, Any]
+
+    @property
+    def step(self) -> int | None:
+        """The training step of the checkpoint whose predictions it was fitted on."""
+        return self.report['fitted_on']['step']
+
+    def apply(
+        self, confidence: Float[np.ndarray, '*n 21']
+    ) -> tuple[Float[np.ndarray, '*n 21'], Float[np.ndarray, '*n 21']]:
+        """What confidences mean.
+
+        Args:
+            confidence: as heatmaps.decode gives them; NaN stays NaN.
+
+        Returns:
+            The probability of being correct, and the standard deviation in pixels of a 224 crop.
+        """
+        confidence = np.asarray(confidence, np.float64)
+        return _look_up(self.probability, confidence), _look_up(self.std, confidence)
+
+
+def fit(record: EvaluationRecord) -> Calibration:
+    """Fits a calibration on part of an evaluation and measures it on the rest.
+
+    Args:
+        record: of hands that the network was not trained on.
+
+    Raises:
+        ValueError: if either part has too few counted keypoints.
+    """
+    data = _observations(record)
+    fitting = data.share < _FIT_SHARE
+    for name, part in (('fit', fitting), ('measure', ~fitting)):
+        if part.sum() < _LEAST_KEYPOINTS:
+            raise ValueError(
+                f'calibration: expected at least {_LEAST_KEYPOINTS} counted keypoints to {name} '
+                f'it, got {int(part.sum())} of {len(part)} in all; evaluate more hands'
+            )
+    seen, unseen = data.select(fitting), data.select(~fitting)
+    probability, probability_choice = _choose(
+        seen,
+        {
+            (method, per_type): _tabulator(fitter, per_type, 'correct')
+            for (method, fitter), per_type in itertools.product(
+                (('isotonic', _isotonic_probability), ('logistic', _logistic_probability)),
+                (False, True),
+            )
+        },
+        lambda table, part: _log_loss(_look_up_each(table, part), part.correct),
+    )
+    std, std_choice = _choose(
+        seen,
+        {
+            ('isotonic', per_type): _tabulator(_isotonic_std, per_type, 'error')
+            for per_type in (False, True)
+        },
+        # The median is what minimises absolute differences; logarithms weigh all sizes alike.
+        lambda table, part: float(
+            np.abs(
+                np.log(np.maximum(part.error, _SMALLEST_STD))
+                - np.log(_MEDIAN_RADIUS * _look_up_each(table, part))
+            ).mean()
+        ),
+    )
+    report = {
+        'fitted_on': {
+            'sha256': fingerprint(record),
+            'hands': len(np.unique(seen.row)),
+            'keypoints': len(seen.error),
+            **{name: record.meta.get(name) for name in ('protocol', 'split', 'step')},
+        },
+        'chosen': {'probability': probability_choice, 'std': std_choice},
+        'held_out': _measure(probability, std, seen, unseen),
+    }
+    return Calibration(probability, std, report)
+
+
+def fingerprint(record: EvaluationRecord) -> str:
+    """A digest of everything in an evaluation that a calibration depends on."""
+    digest = hashlib.sha256()
+    for name in ('confidence', 'error_crop', 'error_image', 'counted', 'truth_image', 'image_id'):
+        values = np.ascontiguousarray(getattr(record, name))
+        digest.update(f'{name} {values.dtype.str} {values.shape}\n'.encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def save(workdir: str | os.PathLike[str], calibration: Calibration) -> None:
+    """Writes W/calibration.json; there is never half a file.
+
+    Raises:
+        ValueError: if the workdir cannot be written.
+    """
+    content = {
+        'format': _FORMAT,
+        'probability': np.round(calibration.probability, 6).tolist(),
+        'std': np.round(calibration.std, 6).tolist(),
+        'report': calibration.report,
+    }
+    path = storage.folder(workdir) / CALIBRATION_FILE
+    temporary = path.parent / f'{path.name}.new'
+    try:
+        temporary.write_text(json.dumps({'checksum': _checksum(content), **content}) + '\n')
+        temporary.replace(path)
+    except OSError as error:
+        raise ValueError(f'{path}: cannot be written ({error.strerror})') from error
+
+
+def load(workdir: str | os.PathLike[str]) -> Calibration | None:
+    """Reads W/calibration.json.
+
+    Returns:
+        None if the workdir has no such file.
+
+    Raises:
+        ValueError: for a file that is damaged, changed by hand or of another version.
+    """
+    path = storage.folder(workdir) / CALIBRATION_FILE
+    if not path.exists():
+        return None
+    again = f'make it anew with python -m handpose_jax.evaluation.calibration --workdir {workdir}'
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{path}: expected a calibration in JSON ({error}); {again}') from error
+    version = content.get('format') if isinstance(content, dict) else None
+    if version != _FORMAT:
+        raise ValueError(f'{path}: expected a calibration of format {_FORMAT}; {again}')
+    if content.pop('checksum', None) != _checksum(content):
+        raise ValueError(
+            f'{path}: its content does not agree with its checksum, so it is damaged or was '
+            f'changed by hand; {again}'
+        )
+    return Calibration(
+        np.asarray(content['probability'], np.float64),
+        np.asarray(content['std'], np.float64),
+        content['report'],
+    )
+
+
+def expected_calibration_error(
+    probability: Float[np.ndarray, 'm'], correct: Bool[np.ndarray, 'm']
+) -> float:
+    """ECE: the mean distance of probabilities from what came true, over bins of equal count.
+
+    Args:
+        probability: claimed.
+        correct: what came true.
+
+    Source: Naeini et al. 2015, with bins of equal count instead of equal width.
+    """
+    order = np.argsort(probability, kind='stable')
+    gaps = [
+        len(part) * abs(probability[part].mean() - correct[part].mean())
+        for part in np.array_split(order, min(_ECE_BINS, len(order)))
+    ]
+    return float(sum(gaps) / len(order))
+
+
+def describe(report: dict[str, Any]) -> str:
+    """A calibration's report as Markdown for people."""
+    fitted_on, held_out, chosen = report['fitted_on'], report['held_out'], report['chosen']
+    before, after = held_out['before'], held_out['after']
+    lines = [
+        f'Fitted on {fitted_on["hands"]} hands ({fitted_on["keypoints"]} keypoints) of split '
+        f'{fitted_on["split"]}, step {fitted_on["step"]}; measured on {held_out["hands"]} others '
+        f'({held_out["keypoints"]} keypoints).',
+        'Chosen: '
+        + '; '.join(
+            f'{name}: {choice["method"]}, one table for '
+            f'{"each type" if choice["per_type"] else "all"}'
+            for name, choice in chosen.items()
+        )
+        + '.',
+        '',
+        '| on hands not used for fitting | before | after | ideal |',
+        '|---|---|---|---|',
+        f'| ECE of P(error <= {CORRECT_WITHIN} box) | {before["ece"]:.4f} | {after["ece"]:.4f} | '
+        f'{held_out["ece_of_perfect"]:.4f} (chance) |',
+        f'| Brier score | {before["brier"]:.4f} | {after["brier"]:.4f} | 0 |',
+    ]
+    ideals = {'half': 0.5, 'one_sigma': ONE_SIGMA, 'two_sigma': TWO_SIGMA}
+    names = {'half': '1.18 std', 'one_sigma': '1 std', 'two_sigma': '2 std'}
+    for key, ideal in ideals.items():
+        lines.append(
+            f'| errors within {names[key]} | {before["coverage"][key]:.3f} | '
+            f'{after["coverage"][key]:.3f} | {ideal:.3f} |'
+        )
+        lines.append(
+            f'| ... mean distance from that over tenths of confidence | '
+            f'{before["coverage_distance"][key]:.3f} | {after["coverage_distance"][key]:.3f} | 0 |'
+        )
+    lines += [
+        '',
+        '| confidence | keypoints | probability correct | really correct | std, px of 224 | '
+        'within 1 std | within 2 std |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for row in held_out['by_confidence']:
+        lines.append(
+            f'| {row["confidence"][0]:.3f} .. {row["confidence"][1]:.3f} | {row["keypoints"]} | '
+            f'{row["probability"]:.3f} | {row["correct"]:.3f} | {row["std"]:.2f} | '
+            f'{row["one_sigma"]:.3f} | {row["two_sigma"]:.3f} |'
+        )
+    return '\n'.join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Observations:
+    """The counted keypoints of all hands, one after the other."""
+
+    confidence: Float[np.ndarray, 'm']
+    correct: Bool[np.ndarray, 'm']
+    error: Float[np.ndarray, 'm']  # px of a 224 crop
+    type: Int[np.ndarray, 'm']
+    row: Int[np.ndarray, 'm']  # the hand
+    share: Float[np.ndarray, 'm']  # 0..1 by the image's name: which part its hands are in
+    fold: Int[np.ndarray, 'm']
+
+    def select(self, chosen: Bool[np.ndarray, 'm']) -> '_Observations':
+        return _Observations(
+            *(getattr(self, field.name)[chosen] for field in dataclasses.fields(self))
+        )
+
+
+_Tabulate = Callable[[_Observations], Float[np.ndarray, 'types 201']]
+
+
+def _observations(record: EvaluationRecord) -> _Observations:
+    counted = np.asarray(record.counted, bool)
+    side = record.errors.size_of('keypoint_box')
+    # A single annotated keypoint has no box, so whether it is correct cannot be said.
+    usable = counted & np.isfinite(side)[:, None] & np.isfinite(record.confidence)
+    names = [hashlib.sha256(str(name).encode()).digest() for name in record.image_id]
+    share = np.array([int.from_bytes(name[:8], 'big') / 2**64 for name in names])
+    fold = np.array([int.from_bytes(name[8:16], 'big') % _FOLDS for name in names], np.int64)
+    row, keypoint = np.nonzero(usable)
+    return _Observations(
+        confidence=record.confidence[usable],
+        correct=record.error_image[usable] <= CORRECT_WITHIN * side[row],
+        # Farther than the crop is wide says no more than that, and infinity would spoil a median.
+        error=np.minimum(record.error_crop[usable], float(EPE_FRAME)),
+        type=_TYPE[keypoint],
+        row=row,
+        share=share[row],
+        fold=fold[row],
+    )
+
+
+def _choose(
+    data: _Observations,
+    candidates: dict[tuple[str, bool], _Tabulate],
+    loss: Callable[[Float[np.ndarray, 'types 201'], _Observations], float],
+) -> tuple[Float[np.ndarray, 'types 201'], dict[str, Any]]:
+    """The candidate whose tables lose least on folds they were not made of, made of all data."""
+    losses = {}
+    for key, tabulate in candidates.items():
+        total = 0.0
+        for fold in np.unique(data.fold):
+            left_out = data.fold == fold
+            if left_out.all():
+                continue
+            part = data.select(left_out)
+            total += loss(tabulate(data.select(~left_out)), part) * len(part.error)
+        losses[key] = total / len(data.error)
+    best = min(losses, key=lambda key: losses[key])
+    choice = {
+        'method': best[0],
+        'per_type': best[1],
+        'losses': {
+            f'{method}, {"each type" if per_type else "all"}': round(value, 5)
+            for (method, per_type), value in losses.items()
+        },
+    }
+    return candidates[best](data), choice
+
+
+def _tabulator(
+    fitter: Callable[[Float[np.ndarray, 'm'], Any], Float[np.ndarray, '201']],
+    per_type: bool,
+    outcome: str,
+) -> _Tabulate:
+    def tabulate(data: _Observations) -> Float[np.ndarray, 'types 201']:
+        values = getattr(data, outcome)
+        everything = fitter(data.confidence, values)
+        if not per_type:
+            return everything[None]
+        rows = []
+        for number in range(len(KEYPOINT_TYPES)):
+            chosen = data.type == number
+            # A type that is hardly annotated says nothing of its own.
+            enough = chosen.sum() >= _LEAST_KEYPOINTS
+            rows.append(fitter(data.confidence[chosen], values[chosen]) if enough else everything)
+        return np.stack(rows)
+
+    return tabulate
+
+
+def _isotonic(
+    confidence: Float[np.ndarray, 'm'],
+    outcome: Any,
+    statistic: Callable[[Any], float],
+    *,
+    increasing: bool,
+) -> Float[np.ndarray, '201']:
+    """The statistic of bins of equal count, made monotone, with lines between the bins' centres."""
+    count = int(np.clip(len(confidence) // _BIN_KEYPOINTS, 1, _MOST_BINS))
+    edges = np.unique(np.quantile(confidence, np.linspace(0, 1, count + 1)[1:-1]))
+    # Equal confidences stay together; many may be exactly 1.
+    which = np.searchsorted(edges, confidence, side='right')
+    parts = [which == number for number in np.unique(which)]
+    centres = np.array([confidence[part].mean() for part in parts])
+    values = np.array([statistic(outcome[part]) for part in parts])
+    weights = np.array([part.sum() for part in parts], np.float64)
+    smooth = optimize.isotonic_regression(values, weights=weights, increasing=increasing).x
+    return np.interp(_GRID, centres, smooth)
+
+
+def _isotonic_probability(
+    confidence: Float[np.ndarray, 'm'], correct: Bool[np.ndarray, 'm']
+) -> Float[np.ndarray, '201']:
+    # Half a count more on either side: a hundred correct keypoints do not prove certainty.
+    return _isotonic(
+        confidence, correct, lambda part: (part.sum() + 0.5) / (len(part) + 1), increasing=True
+    )
+
+
+def _isotonic_std(
+    confidence: Float[np.ndarray, 'm'], error: Float[np.ndarray, 'm']
+) -> Float[np.ndarray, '201']:
+    return _isotonic(
+        confidence,
+        error,
+        lambda part: max(float(np.median(part)) / _MEDIAN_RADIUS, _SMALLEST_STD),
+        increasing=False,
+    )
+
+
+def _logistic_probability(
+    confidence: Float[np.ndarray, 'm'], correct: Bool[np.ndarray, 'm']
+) -> Float[np.ndarray, '201']:
+    """P = sigmoid(a + b logit(confidence)), b not negative: Platt scaling of the confidence."""
+
+    def logit(values: Float[np.ndarray, 'm']) -> Float[np.ndarray, 'm']:
+        return special.logit(np.clip(values, 1e-3, 1 - 1e-3))
+
+    x = logit(confidence)
+    mean = (correct.sum() + 0.5) / (len(correct) + 1)
+    weights = start = np.array([special.logit(mean), 0.0])
+    # Newton's method. The ridge only matters where all are correct, or none.
+    for _ in range(_NEWTON_STEPS):
+        probability = special.expit(weights[0] + weights[1] * x)
+        excess, spread = probability - correct, probability * (1 - probability)
+        gradient = np.array([excess.sum(), (x * excess).sum()]) + _RIDGE * (weights - start)
+        mixed = (x * spread).sum()
+        curvature = np.array([[spread.sum(), mixed], [mixed, (x * x * spread).sum()]])
+        curvature += _RIDGE * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        length = float(np.linalg.norm(step))
+        weights = weights - step / max(1.0, length / _LONGEST_STEP)
+        if length < 1e-6:
+            break
+    if weights[1] < 0:
+        weights = start
+    return special.expit(weights[0] + weights[1] * logit(_GRID))
+
+
+def _look_up(
+    table: Float[np.ndarray, 'types 201'], confidence: Float[np.ndarray, '*n 21']
+) -> Float[np.ndarray, '*n 21']:
+    columns = [
+        np.interp(confidence[..., keypoint], _GRID, table[_TYPE[keypoint] if len(table) > 1 else 0])
+        for keypoint in range(hand.NUM_KEYPOINTS)
+    ]
+    return np.stack(columns, axis=-1)
+
+
+def _look_up_each(
+    table: Float[np.ndarray, 'types 201'], data: _Observations
+) -> Float[np.ndarray, 'm']:
+    if len(table) == 1:
+        return np.interp(data.confidence, _GRID, table[0])
+    every = np.stack([np.interp(data.confidence, _GRID, row) for row in table])
+    return every[data.type, np.arange(len(data.type))]
+
+
+def _log_loss(probability: Float[np.ndarray, 'm'], correct: Bool[np.ndarray, 'm']) -> float:
+    safe = np.clip(probability, 1e-6, 1 - 1e-6)
+    return float(-np.log(np.where(correct, safe, 1 - safe)).mean())
+
+
+def _measure(
+    probability_table: Float[np.ndarray, 'types_p 201'],
+    std_table: Float[np.ndarray, 'types_s 201'],
+    seen: _Observations,
+    unseen: _Observations,
+) -> dict[str, Any]:
+    probability = _look_up_each(probability_table, unseen)
+    std = _look_up_each(std_table, unseen)
+    same_for_all = np.full_like(std, np.median(seen.error) / _MEDIAN_RADIUS)
+    tenths = np.array_split(
+        np.argsort(unseen.confidence, kind='stable'), min(_REPORT_BINS, len(std))
+    )
+    rng = np.random.default_rng(0)
+    by_chance = [
+        expected_calibration_error(probability, rng.random(len(probability)) < probability)
+        for _ in range(_PERFECT_DRAWS)
+    ]
+    return {
+        'hands': len(np.unique(unseen.row)),
+        'keypoints': len(unseen.error),
+        'share_correct': float(unseen.correct.mean()),
+        # Before: the confidence taken for a probability, and one deviation for all keypoints.
+        'before': _row(unseen.confidence, same_for_all, unseen, tenths),
+        'after': _row(probability, std, unseen, tenths),
+        # What a perfect calibration would show in a sample of this size, if keypoints were
+        # independent; those of a hand are not, so chance alone can show more.
+        'ece_of_perfect': float(np.mean(by_chance)),
+        'by_confidence': [
+            {
+                'confidence': [float(f(unseen.confidence[part])) for f in (np.min, np.max)],
+                'keypoints': len(part),
+                'probability': float(probability[part].mean()),
+                'correct': float(unseen.correct[part].mean()),
+                'std': float(std[part].mean()),
+                **_coverage(unseen.error[part], std[part]),
+            }
+            for part in tenths
+        ],
+    }
+
+
+def _row(
+    probability: Float[np.ndarray, 'm'],
+    std: Float[np.ndarray, 'm'],
+    data: _Observations,
+    tenths: Sequence[Int[np.ndarray, '_']],
+) -> dict[str, Any]:
+    ideal = {'half': 0.5, 'one_sigma': ONE_SIGMA, 'two_sigma': TWO_SIGMA}
+    parts = [_coverage(data.error[part], std[part]) for part in tenths]
+    return {
+        'ece': expected_calibration_error(probability, data.correct),
+        'brier': float(((probability - data.correct) ** 2).mean()),
+        'coverage': _coverage(data.error, std),
+        'coverage_distance': {
+            name: float(np.mean([abs(part[name] - value) for part in parts]))
+            for name, value in ideal.items()
+        },
+    }
+
+
+def _coverage(error: Float[np.ndarray, 'm'], std: Float[np.ndarray, 'm']) -> dict[str, float]:
+    radii = {'half': _MEDIAN_RADIUS, 'one_sigma': 1.0, 'two_sigma': 2.0}
+    return {name: float((error <= radius * std).mean()) for name, radius in radii.items()}
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog='python -m handpose_jax.evaluation.calibration',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--workdir', required=True, help='folder of a training run, evaluated')
+    flags = parser.parse_args(argv)
+    try:
+        record = read_evaluation(storage.folder(flags.workdir) / EVALUATION_FILE)
+        calibration = fit(record)
+        save(flags.workdir, calibration)
+    except ValueError as error:
+        sys.exit(f'error: {error}')
+    print(describe(calibration.report))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,218 @@
+"""How far a metric may be off: the bootstrap, hands drawn again with replacement.
+
+Hands are drawn, never single keypoints: the 21 errors of a hand rise and fall together, and drawing
+them one by one would promise several times the precision that is there. Runs that were measured on
+the same hands get the same draws, so that what makes a hand hard for both cancels in their
+difference.
+
+Source: Efron and Tibshirani 1993, sections 13.3 (percentile interval) and 8.3 (the unit drawn).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from handpose_jax.evaluation.metrics import KeypointErrors
+from handpose_jax.evaluation.protocols import Protocol
+
+RESAMPLES = 2000
+LEVEL = 0.95
+FEWEST_HANDS = 20
+"""Below it no interval is given: so few hands do not show how much hands differ."""
+
+_PCK_AT = 0.2
+_CHUNK = 100
+
+# From how often each hand was drawn, i[r n], to the metric of each draw, f[r].
+_Metric = Callable[[np.ndarray], np.ndarray]
+
+
+class Interval(NamedTuple):
+    """The range that LEVEL of the draws fall in."""
+
+    low: float
+    high: float
+
+
+def draw(
+    runs: Sequence[KeypointErrors],
+    protocol: Protocol,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[dict[str, Float[np.ndarray, 'r']]]:
+    """Every metric of every run on hands drawn with replacement.
+
+    Args:
+        runs: measured on the same hands in the same order.
+        protocol: decides which keypoints count, and how.
+        resamples: how often all hands are drawn.
+        seed: of the draws.
+
+    Returns:
+        For each run the values of each metric, by its key in metrics.KeypointErrors.summary; NaN
+        or infinite where a metric does not exist.
+
+    Raises:
+        ValueError: for runs of different numbers of hands, or none.
+    """
+    numbers = {errors.num_hands for errors in runs}
+    if len(numbers) != 1 or 0 in numbers:
+        raise ValueError(f'draw: expected runs of the same hands, got {sorted(numbers)} hands')
+    hands = numbers.pop()
+    rng = np.random.default_rng(seed)
+    functions = [metrics_of_draws(errors, protocol) for errors in runs]
+    parts: list[dict[str, list[np.ndarray]]] = [{name: [] for name in run} for run in functions]
+    # In parts: the draws of many hands would not fit into memory together.
+    for start in range(0, resamples, _CHUNK):
+        times = rng.multinomial(hands, np.full(hands, 1 / hands), min(_CHUNK, resamples - start))
+        for part, run in zip(parts, functions, strict=True):
+            for name, function in run.items():
+                part[name].append(function(times))
+    return [{name: np.concatenate(values) for name, values in part.items()} for part in parts]
+
+
+def interval(draws: Float[np.ndarray, 'r']) -> Interval | None:
+    """The percentile interval of draws; None if any is NaN or infinite."""
+    if not np.isfinite(draws).all():
+        return None
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
+
+
+def metrics_of_draws(errors: KeypointErrors, protocol: Protocol) -> dict[str, _Metric]:
+    """A function for each metric: from how often each hand was drawn, i[r n], to its values, f[r].
+
+    Drawn hands are counted, not copied: a mean over them is a weighted mean over all hands.
+    """
+    size = errors.size_of(protocol.relative_to)
+    chosen = errors.under(protocol)
+    unit = np.ones(errors.num_hands) if protocol.normaliser == 'pixel' else size
+    by_keypoint = protocol.rule == 'mmpose'
+    found = {
+        'epe_mean_224': _mean(chosen.error_crop, chosen.counted),
+        'epe_median_224': _median(chosen.error_crop, chosen.counted),
+        'epe_mean_image': _mean(chosen.error_image, chosen.counted),
+        'epe_median_image': _median(chosen.error_image, chosen.counted),
+        'auc': _mean(*_areas(chosen, unit, protocol), by_keypoint=by_keypoint),
+        'pck_at_0.2': _mean(*_within(chosen, size, protocol), by_keypoint=by_keypoint),
+    }
+    if 'percent_of_side' in protocol.extras:
+        number = chosen.counted.sum(axis=1)
+        total = np.where(chosen.counted, chosen.error_image, 0.0).sum(axis=1)
+        percent = np.where(number > 0, 100 * total / np.maximum(number, 1) / size, 0.0)
+        found['epe_percent_of_side'] = _mean(percent[:, None], number[:, None] > 0)
+    if 'root_aligned' in protocol.extras:
+        aligned = chosen.root_aligned()
+        found['epe_mean_root_aligned'] = _mean(aligned.error_image, aligned.counted)
+        found['epe_median_root_aligned'] = _median(aligned.error_image, aligned.counted)
+        found['auc_root_aligned'] = _mean(*_areas(aligned, unit, protocol), by_keypoint=by_keypoint)
+    if 'over_keypoints' in protocol.extras:
+        counted = chosen.counted
+        found['epe_mean_image_over_keypoints'] = _mean(
+            chosen.error_image, counted, by_keypoint=True
+        )
+        found['epe_median_image_over_keypoints'] = _median(
+            chosen.error_image, counted, by_keypoint=True
+        )
+        found['auc_over_keypoints'] = _mean(*_areas(chosen, unit, protocol), by_keypoint=True)
+    return found
+
+
+def _areas(
+    errors: KeypointErrors, unit: Float[np.ndarray, 'n'], protocol: Protocol
+) -> tuple[Float[np.ndarray, 'n 21'], Bool[np.ndarray, 'n 21']]:
+    """What each keypoint adds to the area under PCK, and whether it counts there.
+
+    The area is linear in the curve and the curve a mean over keypoints, so the area is the mean of
+    what each keypoint would have alone: the weight of the thresholds that its error is within.
+    """
+    relative, counted = _relative(errors, unit)
+    thresholds = np.asarray(protocol.thresholds())
+    if protocol.rule == 'mmpose':
+        # An error that equals the threshold is a miss, and the last threshold is not used.
+        weights = np.append(np.full(len(thresholds) - 1, 1 / (len(thresholds) - 1)), 0)
+        first = np.searchsorted(thresholds, relative, side='right')
+    else:
+        steps = np.diff(thresholds) / (thresholds[-1] - thresholds[0]) / 2
+        weights = np.append(steps, 0) + np.append(0, steps)
+        first = np.searchsorted(thresholds, relative, side='left')
+    return np.append(np.cumsum(weights[::-1])[::-1], 0)[first], counted
+
+
+def _within(
+    errors: KeypointErrors, size: Float[np.ndarray, 'n'], protocol: Protocol
+) -> tuple[Float[np.ndarray, 'n 21'], Bool[np.ndarray, 'n 21']]:
+    relative, counted = _relative(errors, size)
+    right = relative < _PCK_AT if protocol.rule == 'mmpose' else relative <= _PCK_AT
+    return right.astype(np.float64), counted
+
+
+def _relative(
+    errors: KeypointErrors, unit: Float[np.ndarray, 'n']
+) -> tuple[Float[np.ndarray, 'n 21'], Bool[np.ndarray, 'n 21']]:
+    # As in metrics: of a hand without a size nothing can be said.
+    counted = errors.counted & ~np.isnan(unit)[:, None]
+    return errors.error_image / np.where(np.isnan(unit) | (unit <= 0), 1.0, unit)[:, None], counted
+
+
+def _mean(
+    values: Float[np.ndarray, 'n k'], counted: Bool[np.ndarray, 'n k'], *, by_keypoint: bool = False
+) -> _Metric:
+    """The mean over all that is counted, or the mean over keypoints of their own means."""
+    total, number = np.where(counted, values, 0.0), counted.astype(np.int64)
+    if not by_keypoint:
+        total, number = total.sum(axis=1, keepdims=True), number.sum(axis=1, keepdims=True)
+    known = np.isfinite(total).all()
+
+    def metric(times: np.ndarray) -> np.ndarray:
+        if not known:
+            return np.full(len(times), np.nan)
+        drawn = times @ number
+        means = np.divide(times @ total, drawn, out=np.full(drawn.shape, np.nan), where=drawn > 0)
+        return _mean_of_known(means)
+
+    return metric
+
+
+def _median(
+    values: Float[np.ndarray, 'n k'], counted: Bool[np.ndarray, 'n k'], *, by_keypoint: bool = False
+) -> _Metric:
+    """The median of all that is counted, or the mean over keypoints of their own medians."""
+    columns = (
+        [[k] for k in range(values.shape[1])] if by_keypoint else [list(range(values.shape[1]))]
+    )
+    ranked = []
+    for column in columns:
+        hands, _ = np.nonzero(counted[:, column])
+        errors = values[:, column][counted[:, column]]
+        order = np.argsort(errors, kind='stable')
+        ranked.append((errors[order], hands[order]))
+
+    def metric(times: np.ndarray) -> np.ndarray:
+        medians = np.full((len(times), len(ranked)), np.nan)
+        for k, (errors, hands) in enumerate(ranked):
+            if len(errors):
+                # The place of an ascending error, had each been written as often as it was drawn.
+                upto = np.cumsum(times[:, hands], axis=1)
+                total = upto[:, -1]
+                some = total > 0
+                # As np.median: the mean of the middle two.
+                middle = [(upto <= place[:, None]).sum(axis=1) for place in _middle(total)]
+                medians[some, k] = np.mean([errors[place[some]] for place in middle], axis=0)
+        return _mean_of_known(medians)
+
+    return metric
+
+
+def _middle(total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (total - 1) // 2, total // 2
+
+
+def _mean_of_known(values: Float[np.ndarray, 'r k']) -> Float[np.ndarray, 'r']:
+    known = ~np.isnan(values)
+    number = known.sum(axis=1)
+    total = np.where(known, values, 0.0).sum(axis=1)
+    return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)

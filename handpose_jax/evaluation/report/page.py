@@ -1,0 +1,371 @@
+"""report.html: one page that needs nothing but itself, on a screen, a phone or paper."""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import handpose_jax
+from handpose_jax import hand
+from handpose_jax.evaluation import calibration
+from handpose_jax.evaluation.protocols import CONFIDENCE, Protocol
+from handpose_jax.evaluation.report import bootstrap, gallery, markup, plots, tables
+from handpose_jax.evaluation.report.runs import Run
+from handpose_jax.evaluation.report.style import STYLE
+from handpose_jax.evaluation.report.tables import Content
+
+# Whatever a file name manages to smuggle in, the browser runs no script and loads nothing.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+JOINT_TYPES = {
+    'wrist': (hand.WRIST,),
+    'base (MCP; thumb CMC)': tuple(indices[0] for indices in hand.FINGERS.values()),
+    'middle (PIP; thumb MCP)': tuple(indices[1] for indices in hand.FINGERS.values()),
+    'end (DIP; thumb IP)': tuple(indices[2] for indices in hand.FINGERS.values()),
+    'tip': hand.FINGERTIPS,
+}
+"""Keypoints by how far they are from the wrist."""
+
+
+def render(content: Content) -> str:
+    """The whole page."""
+    title = 'Evaluation of hand keypoints: ' + ', '.join(run.name for run in content.runs)
+    sections: dict[str, tuple[str, Callable[[Content], str]]] = {
+        'results': ('Results', _results),
+        'comparison': ('Comparison', _comparison),
+        'pck': ('PCK', _pck),
+        'keypoints': ('Keypoints', _keypoints),
+        'confidence': ('Confidence', _confidence),
+        'occlusion': ('Occlusion', _occlusion),
+        'worst': ('Worst cases', _worst),
+        'paper': ('Table 1 of the paper', _paper),
+        'protocols': ('Protocols', _protocols),
+    }
+    if len(content.runs) == 1:
+        del sections['comparison']
+    links = ''.join(f'<a href="#{name}">{label}</a>' for name, (label, _) in sections.items())
+    body = ''.join(
+        f'<section id="{name}"><h2>{label}</h2>{make(content)}</section>'
+        for name, (label, make) in sections.items()
+    )
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{markup.text(title)}</title><style>{STYLE}</style></head><body>'
+        f'<header><h1>{markup.text(title)}</h1>'
+        f'<p class="quiet">handpose_jax {handpose_jax.__version__}; made by</p>'
+        f'{markup.code(content.command)}<nav>{links}</nav></header>'
+        f'<main>{body}</main></body></html>\n'
+    )
+
+
+def _results(content: Content) -> str:
+    commands = ''.join(
+        f'<li>{markup.text(run.name)}: {markup.code(run.command)}</li>' for run in content.runs
+    )
+    notes = [markup.notice(f'{run.name}: {note}.') for run in content.runs for note in run.notes]
+    return (
+        markup.table(tables.results(content))
+        + ''.join(notes)
+        + markup.quiet(tables.how_sure(content.runs))
+        + f'<p>The command that makes the numbers of a run:</p><ul class="plain">{commands}</ul>'
+    )
+
+
+def _comparison(content: Content) -> str:
+    parts = []
+    for found in content.comparisons:
+        parts.append(
+            f'<h3>{markup.text(found.other.name)} against {markup.text(found.first.name)}</h3>'
+        )
+        if found.refused:
+            parts.append(markup.notice(f'Not compared: {found.refused}.'))
+            continue
+        parts.append(markup.table(tables.differences(found)))
+        parts.append(
+            markup.quiet(
+                f'{found.other.name} minus {found.first.name}, on the same hands '
+                f'({found.first.basis}). Both are drawn together, so what makes a hand hard for '
+                f'both cancels. "better" where the {bootstrap.LEVEL:.0%} interval does not hold 0; '
+                'each row is a test of its own, and one in twenty would say so by chance.'
+            )
+        )
+    return ''.join(parts)
+
+
+def _pck(content: Content) -> str:
+    together = []
+    for name in {run.protocol.name: None for run in content.runs}:
+        runs = [run for run in content.runs if run.protocol.name == name]
+        curves = [_curve(run.name, run.summary) for run in runs]
+        areas = [f'{run.name} {tables.number("auc", run.summary["auc"])}' for run in runs]
+        together.append(
+            markup.figure(
+                plots.pck(curves, x_label=_x_label(runs[0]), title='All keypoints'),
+                f'All keypoints, AUC: {", ".join(areas)} '
+                f'(protocol {name}, {" and ".join(_hands(runs))} hands)',
+            )
+        )
+    fingers = [_group_figure(run, 'Fingers', hand.FINGERS) for run in content.runs]
+    types = [_group_figure(run, 'Joint types', JOINT_TYPES) for run in content.runs]
+    # The curves of several runs beside one another, and not one kind after the other.
+    rows = [together + fingers + types] if len(content.runs) == 1 else [together, fingers, types]
+    return (
+        '<p>The share of keypoints whose error is at most the value below the curve. Higher is '
+        'better; the area under the curve, divided by its width, is the AUC.</p>'
+        + ''.join(markup.grid(row) for row in rows)
+    )
+
+
+def _hands(runs: Sequence[Run]) -> list[str]:
+    return sorted({f'{run.summary["hands"]:,}' for run in runs})
+
+
+def _group_figure(run: Run, label: str, groups: Mapping[str, Sequence[int]]) -> str:
+    summaries = {
+        name: run.summary_of(run.counted & np.isin(np.arange(hand.NUM_KEYPOINTS), indices))
+        for name, indices in groups.items()
+    }
+    svg = plots.pck(
+        [_curve(name, summary) for name, summary in summaries.items()],
+        x_label=_x_label(run),
+        title=f'{label}: {run.name}',
+    )
+    areas = [f'{name} {tables.number("auc", part["auc"])}' for name, part in summaries.items()]
+    return markup.figure(svg, f'{run.name}, AUC: {", ".join(areas)} ({run.basis})')
+
+
+def _keypoints(content: Content) -> str:
+    errors = [
+        {name: row['epe_mean_224'] for name, row in run.summary['per_keypoint'].items()}
+        for run in content.runs
+    ]
+    largest = max(
+        (value for values in errors for value in values.values() if value is not None), default=1.0
+    )
+    figures = []
+    for run, values in zip(content.runs, errors, strict=True):
+        known = {name: value for name, value in values.items() if value is not None}
+        svg = plots.drawn_hand(values, largest=largest, title=f'Mean EPE: {run.name}')
+        caption = f'{run.name}: nothing was counted'
+        if known:
+            best, worst = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+            caption = (
+                f'{run.name}: from {known[best]:.1f} ({best}) to {known[worst]:.1f} px ({worst}); '
+                f'{run.basis}'
+            )
+        figures.append(markup.figure(svg, caption))
+    return (
+        '<p>Mean error in pixels of the 224 crop, on a drawn hand; darker is worse, on one scale '
+        f'for all runs.</p>{markup.grid(figures)}'
+        '<details><summary>Every keypoint in numbers</summary>'
+        f'{markup.table(tables.per_keypoint(content.runs))}</details>'
+    )
+
+
+def _confidence(content: Content) -> str:
+    diagrams, errors, gaps = [], [], []
+    # One scale for all runs; the rare largest errors may leave it.
+    counted = [run.errors.error_crop[run.counted] for run in content.runs]
+    largest = max((float(np.quantile(part, 0.9)) for part in counted if len(part)), default=1.0)
+    limit = f'{calibration.CORRECT_WITHIN:g} of the tight box around the hand'
+    for run in content.runs:
+        size = run.errors.size_of('keypoint_box')
+        known = np.isfinite(run.errors.confidence) & ~np.isnan(size)[:, None]
+        chosen = run.counted & known
+        confidence, error = run.errors.confidence[chosen], run.errors.error_crop[chosen]
+        relative = run.errors.error_image / np.where(np.isnan(size), 1.0, size)[:, None]
+        right = relative[chosen] <= calibration.CORRECT_WITHIN
+        svg = plots.reliability(
+            plots.reliability_of(confidence, right),
+            within=f'share within {calibration.CORRECT_WITHIN:g} box',
+            title=f'Reliability: {run.name}',
+        )
+        diagrams.append(
+            markup.figure(
+                svg,
+                f'{run.name}: how often a keypoint of some confidence is within {limit} '
+                f'({run.basis}, {chosen.sum():,} keypoints)',
+            )
+        )
+        svg = plots.error_against_confidence(
+            confidence, error, largest=largest, title=f'Error: {run.name}'
+        )
+        caption = f'{run.name}: a tenth of the keypoints at each dot ({run.basis})'
+        errors.append(markup.figure(svg, caption))
+        if chosen.any():
+            gap = calibration.expected_calibration_error(confidence, right)
+            gaps.append(f'{run.name} {gap:.3f}')
+    rows = [diagrams + errors] if len(content.runs) == 1 else [diagrams, errors]
+    return (
+        '<p>On the dashed line a confidence would be the probability of being right. Here it is '
+        "the heatmap's peak as the network gives it, which need not be a probability; what "
+        'matters is that the curve rises. Expected calibration error: '
+        f'{markup.text(", ".join(gaps))}.</p>'
+        + ''.join(map(markup.quiet, _calibrated(content.runs)))
+        + ''.join(markup.grid(row) for row in rows)
+    )
+
+
+def _calibrated(runs: Sequence[Run]) -> list[str]:
+    sentences = []
+    command = 'python -m handpose_jax.evaluation.calibration --workdir W'
+    for run in runs:
+        if run.calibration is None:
+            continue
+        if run.calibration.step != run.step:
+            sentences.append(
+                f'{run.name}: the calibration is of step {run.calibration.step}, the evaluation of '
+                f'step {run.step}; {command} makes it anew.'
+            )
+            continue
+        held_out = run.calibration.report['held_out']
+        sentences.append(
+            f'{run.name}, calibrated: expected calibration error {held_out["before"]["ece"]:.3f} '
+            f'before, {held_out["after"]["ece"]:.3f} after, on {held_out["hands"]:,} of the hands, '
+            f'on which it was not fitted (protocol {run.protocol.name}; {command}).'
+        )
+    without = [run.name for run in runs if run.calibration is None]
+    if without:
+        sentences.append(f'Not calibrated: {", ".join(without)}; {command} does it.')
+    return sentences
+
+
+def _occlusion(content: Content) -> str:
+    parts = []
+    silent = [run for run in content.runs if not tables.knows_hidden(run)]
+    if silent:
+        listed = ', '.join(f'{run.name} ({run.evaluated_on})' for run in silent)
+        parts.append(
+            markup.notice(
+                f'The data tells of no hidden keypoints, so there is nothing to say: {listed}.'
+            )
+        )
+    for run in content.runs:
+        if run in silent:
+            continue
+        curves = [
+            _curve(label, summary) for label, summary in tables.occlusion_summaries(run).items()
+        ]
+        svg = plots.pck(curves, x_label=_x_label(run), title=f'In view and hidden: {run.name}')
+        left_out = (
+            '' if run.protocol.hidden else ' This protocol leaves hidden keypoints out elsewhere.'
+        )
+        parts.append(
+            f'<h3>{markup.text(run.name)}</h3><div class="beside">'
+            + markup.figure(svg, f'PCK of keypoints in view and hidden ({run.basis})')
+            + f'<div>{markup.table(tables.occlusion(run))}'
+            + markup.quiet(
+                f'EPE in px of the 224 crop; {run.basis}. Hidden: annotated, but behind something '
+                f'else or the hand itself, as far as the data tells.{left_out}'
+            )
+            + '</div></div>'
+        )
+    return ''.join(parts)
+
+
+def _worst(content: Content) -> str:
+    meanings = '; '.join(f'<b>{name}</b>: {rule}' for name, rule in gallery.MEANINGS.items())
+    parts = [
+        '<p>The hands with the largest mean error. Prediction in colours (hollow where the '
+        'confidence is below 0.1), annotation in white. Reasons, which are hints and no proof: '
+        f'{meanings}; else <b>{gallery.NONE}</b>. The pictures come from the data: whoever passes '
+        'this page on passes them on.</p>'
+    ]
+    for run, found in zip(content.runs, content.galleries, strict=True):
+        parts.append(f'<h3>{markup.text(run.name)}</h3>')
+        if found.no_pictures:
+            parts.append(
+                markup.notice(
+                    f'No pictures: {found.no_pictures}. Without the photograph nobody can tell '
+                    'whether a hand is truncated.'
+                )
+            )
+        parts.append(markup.quiet(_shares(run, found)))
+        cards = ''.join(_card(rank, case) for rank, case in enumerate(found.cases, 1))
+        parts.append(f'<div class="cards">{cards}</div>')
+    return ''.join(parts)
+
+
+def _shares(run: Run, found: gallery.Gallery) -> str:
+    shown = len(found.cases)
+    counts = {
+        reason: sum(reason in case.reasons for case in found.cases) for reason in found.among_all
+    }
+    listed = ', '.join(
+        f'{reason} {counts[reason]} ({share:.0%} of all hands)'
+        for reason, share in found.among_all.items()
+    )
+    return f'The {shown} worst of {run.summary["hands"]:,} hands ({run.basis}): {listed}.'
+
+
+def _card(rank: int, case: gallery.Case) -> str:
+    picture = '<div class="absent">no photograph</div>'
+    if case.jpeg is not None:
+        data = base64.b64encode(case.jpeg).decode()
+        alt = markup.text(f'Worst case {rank}, {case.image_id}: prediction and annotation')
+        picture = f'<img alt="{alt}" src="data:image/jpeg;base64,{data}">'
+    error = f'{case.error:.1f} px' if np.isfinite(case.error) else 'not finite'
+    facts = [f'confidence {case.confidence:.2f}']
+    if case.hidden:
+        facts.append(f'{case.hidden} of {case.annotated} hidden')
+    if case.beyond:
+        facts.append(f'{case.beyond} predicted beyond this picture')
+    tags = ''.join(
+        f'<span class="tag{" none" if reason == gallery.NONE else ""}">{markup.text(reason)}</span>'
+        for reason in case.reasons
+    )
+    return (
+        f'<figure class="card">{picture}<figcaption><b>{rank}. {error}</b> {tags}'
+        f'<span class="id">{markup.text(case.image_id)}</span>'
+        f'<span class="quiet">{markup.text(", ".join(facts))}</span></figcaption></figure>'
+    )
+
+
+def _paper(content: Content) -> str:
+    notes = ''.join(f'<p>{markup.text(note)}</p>' for note in tables.paper_note(content.runs))
+    return markup.table(tables.paper(content.runs)) + notes
+
+
+def _protocols(content: Content) -> str:
+    used = {run.protocol.name: run.protocol for run in content.runs}
+    return ''.join(_protocol(protocol) for protocol in used.values()) + (
+        '<dl><dt>EPE</dt><dd>End-point error: distance of predicted from annotated keypoint.</dd>'
+        '<dt>224 crop</dt><dd>The square that the network sees, resized to 224 px whatever the '
+        "network's input.</dd>"
+        '<dt>AUC</dt><dd>Area under the PCK curve, divided by its width.</dd></dl>'
+    )
+
+
+def _protocol(protocol: Protocol) -> str:
+    facts = ''.join(
+        f'<li>{fact.confidence}: {markup.text(fact.text)}</li>' for fact in protocol.facts
+    )
+    theirs = markup.table(tables.published(protocol)) if protocol.published else ''
+    return (
+        f'<h3>{markup.text(protocol.name)}</h3><p>{markup.text(protocol.description)} '
+        f'PCK@0.2 is relative to the {_words(protocol.relative_to)}; '
+        f'{len(protocol.keypoints)} keypoints count. Source: {markup.text(protocol.source)}.</p>'
+        f'<details><summary>What is known of it, and numbers of others</summary><ul>{facts}</ul>'
+        + ''.join(
+            f'<p class="quiet">{mark}: {markup.text(what)}.</p>'
+            for mark, what in CONFIDENCE.items()
+        )
+        + f'{theirs}</details>'
+    )
+
+
+def _curve(name: str, summary: Mapping[str, Any]) -> plots.Curve:
+    return plots.Curve(name, summary['pck']['thresholds'], summary['pck']['values'])
+
+
+def _words(name: str) -> str:
+    return name.replace('_', ' ')
+
+
+def _x_label(run: Run) -> str:
+    if run.protocol.normaliser == 'pixel':
+        return f'error, px of the photograph (protocol {run.protocol.name})'
+    return f'error / {_words(run.protocol.normaliser)} (protocol {run.protocol.name})'

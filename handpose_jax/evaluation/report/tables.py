@@ -1,0 +1,259 @@
+"""The report's numbers as tables of words, for the page and for Markdown alike."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from handpose_jax import hand
+from handpose_jax.evaluation.protocols import Protocol
+from handpose_jax.evaluation.report import bootstrap, table1
+from handpose_jax.evaluation.report.bootstrap import Interval
+from handpose_jax.evaluation.report.comparison import Comparison
+from handpose_jax.evaluation.report.gallery import Gallery
+from handpose_jax.evaluation.report.runs import Run
+
+NOTHING = '\N{EN DASH}'
+
+LABELS = {
+    'epe_mean_224': 'EPE mean, px of the 224 crop',
+    'epe_median_224': 'EPE median, px of the 224 crop',
+    'epe_mean_image': 'EPE mean, px of the photograph',
+    'epe_median_image': 'EPE median, px of the photograph',
+    'auc': 'AUC of PCK',
+    'pck_at_0.2': 'PCK@0.2',
+    'epe_percent_of_side': 'EPE, % of the side, mean over hands',
+    'epe_mean_root_aligned': 'EPE mean, px of the photograph, root aligned',
+    'epe_median_root_aligned': 'EPE median, px of the photograph, root aligned',
+    'auc_root_aligned': 'AUC of PCK, root aligned',
+    'epe_mean_image_over_keypoints': 'EPE mean, px of the photograph, mean over keypoints',
+    'epe_median_image_over_keypoints': 'EPE median, px of the photograph, mean over keypoints',
+    'auc_over_keypoints': 'AUC of PCK, mean over keypoints',
+}
+"""Names of metrics.KeypointErrors.summary's numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """All that the report says.
+
+    Attributes:
+        command: that makes the report.
+        runs: evaluated runs; the first is what the others are compared with.
+        intervals: of each run, by metric.
+        comparisons: of the other runs with the first.
+        galleries: of each run.
+    """
+
+    command: str
+    runs: Sequence[Run]
+    intervals: Sequence[dict[str, Interval | None]]
+    comparisons: Sequence[Comparison]
+    galleries: Sequence[Gallery]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of plain text; not escaped for any format.
+
+    Attributes:
+        header: one word for each column.
+        rows: as long as the header; the first cell names the row.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def number(metric: str, value: float | None, *, signed: bool = False) -> str:
+    """A metric's value in words: 2 digits for pixels, 3 for shares."""
+    if value is None or not np.isfinite(value):
+        return NOTHING
+    form = ('+' if signed else '') + ('.2f' if metric.startswith('epe') else '.3f')
+    return format(value, form).replace('-', '\N{MINUS SIGN}')
+
+
+def with_interval(
+    metric: str, value: float | None, limits: Interval | None, *, signed: bool = False
+) -> str:
+    """A value and its interval."""
+    text = number(metric, value, signed=signed)
+    if limits is None or value is None:
+        return text
+    low, high = (number(metric, limit, signed=signed) for limit in limits)
+    return f'{text} ({low} to {high})'
+
+
+def results(content: Content) -> Table:
+    """What was measured: a column for each run."""
+
+    def row(name: str, cells: Sequence[Any]) -> list[str]:
+        return [name, *map(str, cells)]
+
+    runs = content.runs
+    rows = [
+        row('protocol', [run.protocol.name for run in runs]),
+        row('hands', [f'{run.summary["hands"]:,}' for run in runs]),
+        row('keypoints counted', [f'{run.summary["keypoints_counted"]:,}' for run in runs]),
+    ]
+    if any(run.summary['predictions_not_finite'] for run in runs):
+        cells = [f'{run.summary["predictions_not_finite"]:,}' for run in runs]
+        rows.append(row('predictions that are no number', cells))
+    for metric, label in LABELS.items():
+        if not any(metric in run.summary for run in runs):
+            continue
+        cells = [
+            with_interval(metric, run.summary.get(metric), limits.get(metric))
+            for run, limits in zip(runs, content.intervals, strict=True)
+        ]
+        rows.append(row(label, cells))
+    rows += [
+        row('network', [run.network for run in runs]),
+        row('input, px', [run.config.get('size', '?') for run in runs]),
+        row('step', [NOTHING if run.step is None else f'{run.step:,}' for run in runs]),
+        row('trained on', [run.trained_on for run in runs]),
+        row('evaluated on', [run.evaluated_on for run in runs]),
+    ]
+    return Table(['', *(run.name for run in runs)], rows)
+
+
+def differences(comparison: Comparison) -> Table:
+    """The other run minus the first, by metric, and which is better."""
+    names = {'first': comparison.first.name, 'other': comparison.other.name, None: 'not told apart'}
+    rows = []
+    for metric, difference in comparison.differences.items():
+        known = difference.interval is not None
+        rows.append(
+            [
+                LABELS[metric],
+                number(metric, comparison.first.summary[metric]),
+                number(metric, comparison.other.summary[metric]),
+                with_interval(metric, difference.value, difference.interval, signed=True),
+                names[difference.better] if known else NOTHING,
+            ]
+        )
+    return Table(
+        ['', comparison.first.name, comparison.other.name, 'difference', 'better'],
+        rows,
+    )
+
+
+def paper(runs: Sequence[Run]) -> Table:
+    """The paper's table 1 with our rows beside theirs."""
+    rows = []
+    for theirs in table1.ROWS:
+        ours = table1.counterpart(theirs, runs)
+        cells = [
+            ' / '.join(number(metric, run.summary[metric]) for run in ours)
+            for metric in ('auc', 'epe_mean_224', 'epe_median_224')
+        ]
+        rows.append(
+            [
+                theirs.name,
+                number('auc', theirs.numbers['auc']),
+                cells[0],
+                number('epe_mean_224', theirs.numbers['epe_mean_224']),
+                cells[1],
+                number('epe_median_224', theirs.numbers['epe_median_224']),
+                cells[2],
+                ' / '.join(run.name for run in ours),
+            ]
+        )
+    metrics = ('AUC', 'EPE mean', 'EPE median')
+    columns = [f'{metric}, {whose}' for metric in metrics for whose in ('paper', 'ours')]
+    return Table(['row', *columns, 'our run'], rows)
+
+
+def paper_note(runs: Sequence[Run]) -> list[str]:
+    """Why our cells are empty, and what would fill them."""
+    filled = [run for run in runs if any(run in table1.counterpart(r, runs) for r in table1.ROWS)]
+    notes = [
+        'The columns "paper" are the published numbers of Gouidis et al. 2019, table 1: AUC of '
+        "PCKh over 0 to 1 and EPE in pixels of the 224 crop, on CMU's manual_test (protocol cmu, "
+        f'{table1.TEST_HANDS} hands). The columns "ours" are measured by this project.'
+    ]
+    if not filled:
+        notes.append(
+            'Our cells are empty: no run of this report was trained and evaluated as a row asks. '
+            'The data must be asked for from its authors; whoever has it fills a row with '
+            'configs/cmu.py, cmu_112.py, cmu_rhd.py, cmu_rhd_shp.py or cmu_resnet50.py.'
+        )
+    for run in runs:
+        if reason := table1.why_not(run):
+            notes.append(f'{run.name} is not in the table: {reason}.')
+        elif run not in filled:
+            notes.append(f'{run.name} is not in the table: no row was trained with its settings.')
+    return notes
+
+
+def occlusion(run: Run) -> Table:
+    """Keypoints that something hides beside those in view."""
+    rows = []
+    for label, summary in occlusion_summaries(run).items():
+        rows.append(
+            [
+                label,
+                f'{summary["keypoints_counted"]:,}',
+                *(
+                    number(metric, summary[metric])
+                    for metric in ('epe_mean_224', 'epe_median_224', 'auc', 'pck_at_0.2')
+                ),
+            ]
+        )
+    return Table(['', 'keypoints', 'EPE mean', 'EPE median', 'AUC', 'PCK@0.2'], rows)
+
+
+def occlusion_summaries(run: Run) -> dict[str, dict[str, Any]]:
+    """The metrics of keypoints in view and hidden ones."""
+    hidden = run.record.hidden
+    return {
+        label: run.summary_of(part) for label, part in (('in view', ~hidden), ('hidden', hidden))
+    }
+
+
+def knows_hidden(run: Run) -> bool:
+    """Whether the run's data tells of hidden keypoints at all."""
+    return bool((run.record.hidden & run.errors.select(run.protocol.keypoints).counted).any())
+
+
+def published(protocol: Protocol) -> Table:
+    """Numbers of others under a protocol."""
+    rows = [
+        [row.system, LABELS.get(row.metric, row.metric), f'{row.value:g}', row.source, row.remark]
+        for row in protocol.published
+    ]
+    return Table(['published by others', 'metric', 'value', 'source', 'remark'], rows)
+
+
+def per_keypoint(runs: Sequence[Run]) -> Table:
+    """Mean and median EPE and PCK of every keypoint: three columns for each run."""
+    columns = ('epe_mean_224', 'epe_median_224', 'pck_at_0.2')
+    short = ('EPE mean', 'EPE median', 'PCK@0.2')
+    rows = []
+    for name in hand.KEYPOINT_NAMES:
+        cells = []
+        for run in runs:
+            values = run.summary['per_keypoint'].get(name, {})
+            cells += [number(column, values.get(column)) for column in columns]
+        rows.append([name, *cells])
+    several = len(runs) > 1
+    header = [f'{run.name}: {column}' if several else column for run in runs for column in short]
+    return Table(['keypoint', *header], rows)
+
+
+def how_sure(runs: Sequence[Run]) -> str:
+    """What the ranges in brackets are."""
+    few = [run.name for run in runs if run.summary['hands'] < bootstrap.FEWEST_HANDS]
+    text = (
+        f'Ranges are {bootstrap.LEVEL:.0%} bootstrap intervals: the hands were drawn '
+        f'{bootstrap.RESAMPLES:,} times with replacement, whole hands and not single keypoints. '
+        'They tell how far other hands of the same kind would move the number; not what another '
+        'training run would, and hands of one person or one film are more alike than they assume.'
+    )
+    if few:
+        text += (
+            f' None for {", ".join(few)}: fewer than {bootstrap.FEWEST_HANDS} hands do not show '
+            'how much hands differ.'
+        )
+    return text

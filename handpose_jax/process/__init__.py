@@ -1,0 +1,1 @@
+"""What a process needs: memory, threads, compiled programs, other processes, storage."""

@@ -1,0 +1,1 @@
+"""Hands as geometry: bones, poses, skin."""

@@ -1,0 +1,1 @@
+"""Hands drawn without a renderer, for tests and smoke runs."""

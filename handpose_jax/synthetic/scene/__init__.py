@@ -1,0 +1,1 @@
+"""What a picture is made of, drawn from a seed: hands, things, light, camera, and the labels."""

@@ -1,0 +1,284 @@
+"""What can be in a picture: hands and what they wear, things held and in front, tables."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from handpose_jax import hand
+from handpose_jax.synthetic.body import poses, skeleton, types
+from handpose_jax.synthetic.render import mitsuba_renderer
+from handpose_jax.synthetic.scene import backgrounds, dressing, labels, props, shapes, views
+from handpose_jax.synthetic.scene.options import SceneOptions
+
+# How often, of all pictures.
+_WRISTBAND_SHARE = 0.2  # of bare arms
+
+_RING_SHARE = 0.14
+
+_HELD_SHARE = 0.45  # tried; many poses hold no room for anything
+
+_IN_FRONT_SHARE = 0.13
+
+_OTHER_HAND_SHARE = 0.14
+
+
+class Item(NamedTuple):
+    """A surface, and what it is to the truth (see labels.Staging)."""
+
+    surface: mitsuba_renderer.Surface
+    part: str
+    mask: int
+
+
+def add_body(
+    items: list[Item],
+    posed: types.PosedBody,
+    arm: props.Arm,
+    view: views.View,
+    is_left: bool,
+    dress: dressing.Dress,
+    labelled: bool = True,
+) -> None:
+    """Hand and forearm are surfaces of their own."""
+    vertices = views.place(posed.vertices, view, is_left).astype(np.float32)
+    normals = views.turn(posed.normals, view, is_left).astype(np.float32)
+    along = posed.vertices @ arm.frame[:, 1]
+    along = along[posed.faces].mean(axis=1)
+    behind = along < -0.008
+    cloth = posed.regions == types.CLOTH
+    # Nothing sees the arm deep in a sleeve.
+    covered = ~cloth & (along < np.max(along, where=cloth, initial=-1.0) - _INTO_SLEEVE)
+    covered &= cloth.any()
+    near = _is_near(vertices, view)
+    by_region = {types.SKIN: dress.skin, types.NAIL: dress.nails, types.CLOTH: dress.cloth}
+    for region, material in by_region.items():
+        for is_arm in (False, True):
+            chosen = (posed.regions == region) & (behind == is_arm) & ~covered
+            if is_arm:
+                chosen &= near[posed.faces].any(axis=1)
+            if not chosen.any():
+                continue
+            faces = posed.faces[chosen]
+            used = np.zeros(len(vertices), bool)
+            used[faces] = True
+            faces = (np.cumsum(used) - 1)[faces]
+            if is_arm and region == types.SKIN:
+                material = dress.arm
+            surface = mitsuba_renderer.Surface(
+                vertices=vertices[used],
+                normals=normals[used],
+                faces=faces[:, ::-1] if is_left else faces,
+                uv=posed.uv[used],
+                material=material,
+            )
+            value = (labels.FOREARM if is_arm else labels.HAND) if labelled else 0
+            part = ('worn' if is_arm else 'hand') if labelled else 'thing'
+            items.append(Item(surface, part, value))
+
+
+_INTO_SLEEVE = 0.04
+
+# How far outside the picture an arm still counts, in sides of the picture: it may cast a shadow.
+_MARGIN = 0.4
+# What is closer to the eye than this always counts, metres.
+_CLOSE = 0.1
+
+
+def _is_near(vertices: Float[np.ndarray, 'v 3'], view: views.View) -> Bool[np.ndarray, 'v']:
+    """Vertices in the picture, not far beyond its border, or beside the camera."""
+    x, y, z = vertices.T
+    focal, side = view.camera[0, 0], view.size
+    low, high = -_MARGIN * side, (1 + _MARGIN) * side
+    u, v = focal * x + view.camera[0, 2] * z, focal * y + view.camera[1, 2] * z
+    # Multiplied by the depth: nothing may be divided by what lies behind the eye.
+    inside = (u > low * z) & (u < high * z) & (v > low * z) & (v < high * z)
+    return (z < _CLOSE) | inside
+
+
+def _add_shape(
+    items: list[Item],
+    shape: shapes.Shape | None,
+    view: views.View,
+    is_left: bool,
+    material: mitsuba_renderer.Material,
+    part: str,
+    mask: int,
+) -> None:
+    """Adds something given in the hand frame."""
+    if shape is None:
+        return
+    faces = shape.faces[:, ::-1] if is_left else shape.faces
+    surface = mitsuba_renderer.Surface(
+        vertices=views.place(shape.vertices, view, is_left),
+        normals=views.turn(shape.normals, view, is_left),
+        faces=faces,
+        uv=shape.uv,
+        material=material,
+    )
+    items.append(Item(surface, part, mask))
+
+
+def add_worn(
+    items: list[Item],
+    rng: np.random.Generator,
+    posed: types.PosedBody,
+    arm: props.Arm,
+    view: views.View,
+    is_left: bool,
+    dress: dressing.Dress,
+    *,
+    in_sleeve: bool,
+) -> None:
+    """Adds a sleeve, unless the body has its own, a wristband, a ring, the hem of a glove."""
+    if in_sleeve and not (posed.regions == types.CLOTH).any():
+        cloth = props.sleeve(rng, arm)
+        _add_shape(items, cloth, view, is_left, dress.cloth, 'worn', labels.FOREARM)
+    elif not in_sleeve and rng.random() < _WRISTBAND_SHARE:
+        band = props.wristband(rng, arm)
+        material = mitsuba_renderer.Material(
+            backgrounds.colour(rng), roughness=0.4, metallic=float(rng.random() < 0.4)
+        )
+        _add_shape(items, band, view, is_left, material, 'worn', labels.FOREARM)
+    if dress.gloved and dress.arm is not dress.skin:
+        hem = mitsuba_renderer.Material(
+            np.mean(np.reshape(dress.skin.colour, (-1, 3)), axis=0), 0.8
+        )
+        _add_shape(items, props.hem(arm), view, is_left, hem, 'worn', labels.FOREARM)
+    if rng.random() < _RING_SHARE and not dress.gloved:
+        metal = np.array([[1.0, 0.77, 0.34], [0.9, 0.9, 0.92], [0.95, 0.64, 0.54]])[rng.integers(3)]
+        material = mitsuba_renderer.Material(
+            metal, roughness=float(rng.uniform(0.1, 0.4)), metallic=1.0
+        )
+        _add_shape(
+            items, props.finger_ring(rng, posed), view, is_left, material, 'hand', labels.HAND
+        )
+
+
+def _thing_material(rng: np.random.Generator) -> mitsuba_renderer.Material:
+    colour = backgrounds.colour(rng)
+    if rng.random() < 0.4:
+        colour = backgrounds.pattern(rng, 96)
+    return mitsuba_renderer.Material(
+        np.minimum(colour, 0.95),
+        roughness=float(rng.uniform(0.1, 0.9)),
+        metallic=float(rng.random() < 0.12),
+    )
+
+
+def add_things(
+    items: list[Item],
+    rng: np.random.Generator,
+    posed: types.PosedBody,
+    shape: types.HandShape,
+    view: views.View,
+    is_left: bool,
+) -> None:
+    material = _thing_material(rng)
+    if rng.random() < _HELD_SHARE:
+        thing = props.held(rng, posed.keypoints, shape.size * shape.thickness)
+        _add_shape(items, thing, view, is_left, material, 'thing', 0)
+    if rng.random() < _IN_FRONT_SHARE:
+        thing = props.in_front(rng)
+        reach = float(np.abs(thing.vertices).max())
+        target = view.keypoints[rng.integers(hand.NUM_KEYPOINTS)]
+        depth = view.keypoints[:, 2].min() - 0.02
+        depth = max(0.12, depth - rng.uniform(0.3, 1.0) * reach - 0.02)
+        turn = rng.uniform(0, 2 * math.pi)
+        aside = rng.uniform(0.2, 0.9) * reach * np.array([math.cos(turn), math.sin(turn), 0])
+        centre = target * (depth / target[2]) + aside
+        room = view.keypoints[:, 2].min() - 0.015 - (thing.vertices[:, 2].max() + centre[2])
+        if room < 0:
+            centre = centre * (1 + room / centre[2])
+        if centre[2] + thing.vertices[:, 2].min() > 0.05:
+            thing = shapes.moved(thing, np.eye(3), centre)
+            surface = mitsuba_renderer.Surface(
+                vertices=thing.vertices,
+                normals=thing.normals,
+                faces=thing.faces,
+                uv=thing.uv,
+                material=_thing_material(rng),
+            )
+            items.append(Item(surface, 'thing', 0))
+
+
+def add_other_hand(
+    items: list[Item],
+    rng: np.random.Generator,
+    source: dressing.Source,
+    library: Sequence[types.HandPose],
+    view: views.View,
+    is_left: bool,
+    dress: dressing.Dress,
+) -> None:
+    """A second hand, somewhere at the side; it has no keypoints."""
+    if rng.random() >= _OTHER_HAND_SHARE:
+        return
+    pose = poses.sample_pose(rng, library=library)
+    other_is_left = (not is_left) if rng.random() < 0.7 else is_left
+    other = source.pose(skeleton.sample_shape(rng), pose)
+    turn = skeleton.rotation(rng.normal(size=3), rng.normal(0, 0.7))
+    rotation = turn @ view.rotation
+    extent = view.keypoints.max(axis=0) - view.keypoints.min(axis=0)
+    reach = 0.55 * float(extent[:2].max())
+    angle = rng.uniform(0, 2 * math.pi)
+    direction = np.array([math.cos(angle), math.sin(angle), 0.0])
+    middle = view.keypoints.mean(axis=0)
+    for step in (1.0, 1.3, 1.7, 2.2):
+        centre = (
+            middle
+            + direction * step * (reach + 0.05)
+            + np.array([0.0, 0.0, 1.0]) * rng.normal(0, 0.05)
+        )
+        keypoints = other.keypoints * (views.MIRROR if other_is_left else 1.0)
+        offset = centre - rotation @ keypoints.mean(axis=0)
+        placed = keypoints @ rotation.T + offset
+        gaps = np.linalg.norm(placed[:, None] - view.keypoints[None], axis=2)
+        if gaps.min() > 0.035 and placed[:, 2].min() > 0.15:
+            other_view = view._replace(rotation=rotation, offset=offset, keypoints=placed)
+            if views.place(other.vertices, other_view, other_is_left)[:, 2].min() > 0.05:
+                other_arm = props.find_arm(other, pose)
+                add_body(items, other, other_arm, other_view, other_is_left, dress, labelled=False)
+            return
+
+
+def add_table(
+    items: list[Item], rng: np.random.Generator, options: SceneOptions, view: views.View
+) -> None:
+    """A table, wall or floor that the hand lies on or hovers over, behind everything."""
+    turn = rng.uniform(0, 2 * math.pi)
+    lean = math.radians(rng.uniform(0, 55))
+    normal = np.array(
+        [math.sin(lean) * math.cos(turn), math.sin(lean) * math.sin(turn), -math.cos(lean)]
+    )
+    vertices = np.concatenate([item.surface.vertices for item in items])
+    middle = view.keypoints.mean(axis=0)
+    # Only what is near the hand must lie above the table: an arm may come through from behind.
+    near = vertices[np.linalg.norm(vertices - middle, axis=1) < 0.2]
+    level = float((near @ normal).min()) - rng.exponential(0.02)
+    side = np.cross(
+        normal, np.array([1.0, 0.0, 0.0]) if abs(normal[0]) < 0.8 else np.array([0.0, 1.0, 0.0])
+    )
+    side /= np.linalg.norm(side)
+    ahead = np.cross(normal, side)
+    centre = middle - normal * (middle @ normal - level)
+    half = 4.0
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half
+    photo = options.backgrounds == 'photos' and options.photos is not None and rng.random() < 0.4
+    if photo:
+        texture = np.minimum(backgrounds.photograph(rng, str(options.photos), 256), 0.9)
+    else:
+        texture = np.minimum(backgrounds.pattern(rng, 256), 0.9)
+    width = rng.uniform(0.4, 1.2)
+    surface = mitsuba_renderer.Surface(
+        vertices=centre + corners[:, :1] * side + corners[:, 1:] * ahead,
+        normals=np.tile(normal, (4, 1)),
+        faces=np.array([[0, 1, 2], [0, 2, 3]]),
+        uv=corners / width + rng.random(2),
+        material=mitsuba_renderer.Material(
+            texture, roughness=float(rng.uniform(0.2, 0.9)), specular=0.4
+        ),
+    )
+    items.append(Item(surface, 'thing', 0))

@@ -1,0 +1,81 @@
+"""The papers' configs end to end: data sets in their authors' own layout, prepared, trained on.
+
+The hands are made up; the files are as their authors publish them.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from test_configs import CONFIGS, load
+
+from handpose_jax import train
+from handpose_jax.data.prepared import PreparedSource, default_folder
+
+DATASETS = Path(__file__).parents[2] / 'datasets'
+
+NEEDED = ('cmu', 'freihand', 'rhd', 'shp')
+
+PAPER_CONFIGS = (
+    'cmu',
+    'cmu_112',
+    'cmu_resnet50',
+    'cmu_rhd',
+    'cmu_rhd_shp',
+    'freihand_unet',
+    'rhd_shp',
+)
+
+
+def script(path):
+    """A script of datasets/, which is no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    """A cache with the data sets where prepare.py puts them by default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+        patch.setattr(sys, 'path', [*sys.path, str(DATASETS)])
+        commands = script(DATASETS / 'prepare.py')
+        for name in NEEDED:
+            download = tmp_path_factory.mktemp(name)
+            folder = DATASETS / name
+            commands.load_builder(folder / f'{name}_dummy_data.py').write(download)
+            builder = commands.load_builder(folder / f'{name}_dataset_builder.py')
+            parser = argparse.ArgumentParser()
+            builder.add_arguments(parser)
+            arguments = ['--manual_dir', str(download), '--workers', '1']
+            builder.prepare(parser.parse_args(arguments))
+            assert default_folder(name).is_dir()
+        yield
+
+
+def test_every_config_that_needs_a_data_set_is_here():
+    needing = {path.stem for path in CONFIGS if 'datasets/prepare.py' in path.read_text()}
+    assert needing == set(PAPER_CONFIGS)
+
+
+@pytest.mark.slow
+# Checked by beartype, the same network would be traced once more for each config.
+@pytest.mark.usefixtures('cache', 'unchecked')
+@pytest.mark.parametrize('name', PAPER_CONFIGS)
+def test_prepared_trained_and_evaluated(name, tmp_path):
+    config = load(next(path for path in CONFIGS if path.stem == name), 'smoke_prepared')
+    state = train.train(config, str(tmp_path))
+    assert int(state.step) == config.num_steps
+    summary = json.loads((tmp_path / 'metrics.json').read_text())
+    assert summary['protocol'] == load_full(name).protocol
+    data = config.eval_data if 'eval_data' in config else config.data
+    assert summary['hands'] == len(PreparedSource(split=config.eval_split, dataset=data.dataset))
+
+
+def load_full(name):
+    return load(next(path for path in CONFIGS if path.stem == name))

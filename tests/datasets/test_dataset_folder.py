@@ -1,0 +1,182 @@
+"""Folders of one's own images, and the adapter for Tzionas et al., against drawn hands."""
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from handpose_jax.data.prepared import PreparedSource
+from handpose_jax.data.quarantine import BadRecord
+from handpose_jax.data.sources import FolderSource
+
+DATASETS = Path(__file__).parents[2] / 'datasets'
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location('prepare', DATASETS / 'prepare.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load_builder(DATASETS / path)
+
+
+builder = load('folder/folder_dataset_builder.py')
+dummy = load('folder/folder_dummy_data.py')
+tzionas = load('tzionas/tzionas_dataset_builder.py')
+tzionas_dummy = load('tzionas/tzionas_dummy_data.py')
+
+
+def arguments(module, manual_dir, data_dir, *more):
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    options = ['--manual_dir', manual_dir, '--data_dir', data_dir, '--workers', '1', *more]
+    return parser.parse_args([str(option) for option in options])
+
+
+def edit(folder, number, **changes):
+    path = folder / 'annotations.json'
+    values = json.loads(path.read_text())
+    values[number].update(changes)
+    path.write_text(json.dumps(values))
+
+
+def write_records(folder, records):
+    folder.mkdir(exist_ok=True)
+    for name in {record['file'] for record in records}:
+        Image.new('RGB', (80, 60)).save(folder / name)
+    (folder / 'annotations.json').write_text(json.dumps(records))
+    return folder
+
+
+def record(**fields):
+    return {'file': 'a.png', 'keypoints': [[10 + 2 * k, 5 + k] for k in range(21)]} | fields
+
+
+def test_every_record_is_as_it_was_drawn(tmp_path):
+    truth = dummy.write(tmp_path, seed=2)
+    splits = builder.splits(tmp_path)
+    assert list(splits) == ['train', 'val', 'test']
+    assert {name for name, split in splits.items() if split.evaluation} == {'val', 'test'}
+    hands = set()
+    for name, split in splits.items():
+        assert split.records == len(truth[name])
+        assert split.published is None
+        for index, true in enumerate(truth[name]):
+            example = split.make(index)
+            np.testing.assert_array_equal(example['annotated'], true.counted)
+            np.testing.assert_array_equal(example['visible'], true.counted)
+            counted = true.counted
+            np.testing.assert_allclose(
+                example['keypoints'][counted], true.keypoints[counted], atol=1e-3
+            )
+            assert np.isfinite(example['keypoints']).all()
+            np.testing.assert_allclose(example['box'], true.box, atol=1e-3)
+            assert example['norm_size'] == pytest.approx(
+                max(true.box[2] - true.box[0], true.box[3] - true.box[1]), abs=1e-3
+            )
+            assert example['is_left'] == true.is_left
+            assert example['image_id'] == true.image_id
+            assert example['image'] == (tmp_path / true.file).read_bytes()
+            hands.add(true.is_left)
+    assert hands == {True, False}
+
+
+def test_records_without_a_split_are_for_training(tmp_path):
+    splits = builder.splits(write_records(tmp_path / 'f', [record(), record(file='b.png')]))
+    assert list(splits) == ['train']
+    assert [splits['train'].make(i)['image_id'] for i in range(2)] == ['a.png', 'b.png']
+    mixed = [record(), record(file='b.png', split='val')]
+    splits = builder.splits(write_records(tmp_path / 'g', mixed))
+    assert {name: split.records for name, split in splits.items()} == {'train': 1, 'val': 1}
+    unclear = [record(), record(file='b.png', split='train')]
+    with pytest.raises(ValueError, match=r"'split': .*got 1 records without it.*'train'"):
+        builder.splits(write_records(tmp_path / 'h', unclear))
+
+
+def test_keypoints_on_a_line_are_no_error(tmp_path):
+    line = [[10, 5 + k] for k in range(21)]
+    splits = builder.splits(write_records(tmp_path / 'f', [record(keypoints=line)]))
+    example = splits['train'].make(0)
+    np.testing.assert_array_equal(example['box'], [10, 5, 10, 25])
+    assert example['norm_size'] == 20
+
+
+@pytest.mark.parametrize('name', ['../x', 'Train', 'my split', 'a-b', '1'])
+def test_splits_that_cannot_be_part_of_a_file_name_are_refused(tmp_path, name):
+    folder = write_records(tmp_path / 'f', [record(split=name)])
+    with pytest.raises(ValueError, match=r"'split': expected a name of small letters"):
+        builder.splits(folder)
+    with pytest.raises(ValueError, match='--name: expected a name of small letters'):
+        builder.prepare(arguments(builder, folder, tmp_path / 'D', '--name', name))
+
+
+def test_damage_is_named(tmp_path):
+    dummy.write(tmp_path, records={'train': 3})
+    edit(tmp_path, 0, height=61)
+    make = builder.splits(tmp_path)['train'].make
+    with pytest.raises(BadRecord, match='160 x 61 pixels as annotated, got 160 x 120') as caught:
+        make(0)
+    assert caught.value.file == str(tmp_path / 'annotations.json')
+    assert caught.value.record == '0 (train-0)'
+    (tmp_path / 'images' / 'train_0001.png').write_bytes(b'no image')
+    with pytest.raises(BadRecord, match=r"1 \(images/train_0001\.png\), field 'image'"):
+        make(1)
+    (tmp_path / 'images' / 'train_0001.png').unlink()
+    edit(tmp_path, 2, keypoints=[[1, 2]])
+    copy = (tmp_path / 'annotations.json').rename(tmp_path / 'other.json')
+    with pytest.raises(ValueError, match=r'2 problem\(s\)') as problems:
+        builder.splits(tmp_path, annotations=copy.name)
+    assert "record 1, field 'file': no such file" in str(problems.value)
+    assert "record 2, field 'keypoints': expected 21 pairs" in str(problems.value)
+    with pytest.raises(ValueError, match=r'annotations\.json: no such annotation file'):
+        builder.splits(tmp_path / 'nowhere')
+
+
+def test_a_prepared_folder_gives_the_samples_of_the_folder_itself(tmp_path):
+    dummy.write(tmp_path / 'F', seed=3)
+    options = arguments(builder, tmp_path / 'F', tmp_path / 'D', '--name', 'mine')
+    builder.prepare(options)
+    for split in ('train', 'test'):
+        direct = FolderSource(tmp_path / 'F', split=split)
+        read = PreparedSource(tmp_path / 'D', split=split)
+        assert len(read) == len(direct)
+        for index in range(len(direct)):
+            one, other = read[index], direct[index]
+            counted = other['visible']
+            np.testing.assert_array_equal(one['visible'], counted)
+            np.testing.assert_array_equal(one['keypoints'][counted], other['keypoints'][counted])
+            np.testing.assert_array_equal(one['image'], other['image'])
+            np.testing.assert_allclose(one['box'], other['box'], atol=1e-3)
+            assert one['is_left'] == other['is_left']
+            assert one['norm_size'] == pytest.approx(other['norm_size'], rel=1e-6)
+            assert one['image_id'] == other['image_id']
+    # Other annotations are another data set, which may not go on in the same place.
+    edit(tmp_path / 'F', 0, source='elsewhere')
+    for cached in (builder.folder_records._source, builder.folder_records._members):
+        cached.cache_clear()
+    with pytest.raises(ValueError, match='holds a data set made with other settings'):
+        builder.prepare(options)
+
+
+def test_tzionas_is_for_evaluation_only(tmp_path):
+    truth = tzionas_dummy.write(tmp_path, seed=4)
+    splits = tzionas.splits(tmp_path)
+    assert list(splits) == ['test']
+    assert splits['test'].evaluation
+    assert splits['test'].records == len(truth) == 4
+    for index, true in enumerate(truth):
+        example = splits['test'].make(index)
+        assert example['image_id'] == true.image_id
+        assert example['is_left'] == true.is_left
+        np.testing.assert_array_equal(example['annotated'], true.counted)
+        shown = true.keypoints[true.counted]
+        np.testing.assert_allclose(example['keypoints'][true.counted], shown, atol=1e-3)
+        np.testing.assert_allclose(
+            example['box'], [*shown.min(axis=0), *shown.max(axis=0)], atol=1e-3
+        )
+    other = write_records(tmp_path / 'f', [record(split='train')])
+    with pytest.raises(ValueError, match=r"'split': expected 'test' .*never trained on.*'train'"):
+        tzionas.splits(other)
