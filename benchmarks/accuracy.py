@@ -15,7 +15,7 @@ from typing import Any
 
 import machine
 
-from handpose_jax.training import checkpoints, writers
+from handpose_jax.training import workdirs, writers
 
 HERE = pathlib.Path(__file__).parent
 
@@ -29,7 +29,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
         ValueError: if the run is not finished.
     """
-    config = json.loads(checkpoints.load_config(str(workdir)).to_json_best_effort())
+    config = json.loads(workdirs.load_config(str(workdir)).to_json_best_effort())
     _shorten_paths(config)
     final = workdir / 'metrics.json'
     if not final.exists():

@@ -32,13 +32,13 @@ import machine
 import numpy as np
 from ml_collections import ConfigDict
 
-from handpose_jax import heatmaps, models, runtimes
+from handpose_jax import heatmaps, inference
 from handpose_jax.data import pipeline, sources
 from handpose_jax.evaluation import metrics, protocols
 from handpose_jax.evaluation.report import bootstrap
 from handpose_jax.hand import NUM_KEYPOINTS
 from handpose_jax.process import allocator
-from handpose_jax.training import checkpoints
+from handpose_jax.training import workdirs
 
 OUTPUT = pathlib.Path(__file__).parent / 'results' / 'decoding.json'
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
@@ -100,8 +100,8 @@ def predict_maps(
     Returns:
         The checkpoint's step, the maps' stride, the maps f32[n h w 21] and the batch of all hands.
     """
-    model = models.build(**config.model.to_dict())
-    step, variables = runtimes.load_variables(workdir, config, model)
+    run = inference.load_run(workdir, config=config)
+    model, step, variables = run.model, run.step, run.variables
     data = config.eval_data if 'eval_data' in config else config.data
     source = sources.load_source(split=config.eval_split, **data.to_dict())
 
@@ -177,7 +177,7 @@ def changes(before: metrics.KeypointErrors, after: metrics.KeypointErrors) -> di
 
 def measure(workdir: str, limit: int) -> dict[str, Any]:
     """All rows of one workdir."""
-    config = checkpoints.load_config(workdir)
+    config = workdirs.load_config(workdir)
     step, stride, maps, batch = predict_maps(config, workdir, limit)
     sigma_map = config.sigma * config.size / metrics.EPE_FRAME / stride
     peak = maps.max(axis=(1, 2))

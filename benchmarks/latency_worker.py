@@ -176,7 +176,7 @@ def open_jax(case: dict[str, Any]) -> Variants:
     import jax
     from flax import traverse_util
 
-    from handpose_jax import models, runtimes
+    from handpose_jax import inference, models
     from handpose_jax.process import compiler_options
 
     folder = pathlib.Path(case['path'])
@@ -185,7 +185,7 @@ def open_jax(case: dict[str, Any]) -> Variants:
         variables = jax.device_put(traverse_util.unflatten_dict(dict(arrays), sep='/'))
     model = models.build(**settings['model'])
     images = make_images((case['batch'], case['size'], case['size'], 3), np.uint8)
-    whole = runtimes.make_infer(model, settings['decode'], variables)
+    whole = inference.make_infer(model, settings['decode'], variables)
     network = jax.jit(
         lambda x: model.apply(variables, x, train=False),
         compiler_options=compiler_options.for_inference(),

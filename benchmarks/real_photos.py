@@ -19,9 +19,9 @@ from typing import Any
 import machine
 import numpy as np
 
-from handpose_jax import evaluate, models, runtimes
+from handpose_jax import evaluate, inference
 from handpose_jax.process import allocator, distributed
-from handpose_jax.training import checkpoints
+from handpose_jax.training import workdirs
 
 HERE = pathlib.Path(__file__).parent
 OUTPUT = HERE / 'results' / 'real_photos.json'
@@ -56,9 +56,9 @@ def sample_records(samples: pathlib.Path) -> list[dict[str, Any]]:
 
 def measure(workdir: str, folders: dict[str, tuple[pathlib.Path, str]]) -> dict[str, Any]:
     """Figures of a workdir's newest checkpoint on each folder (path, split)."""
-    config = checkpoints.load_config(workdir).unlock()
-    model = models.build(**config.model.to_dict())
-    step, variables = runtimes.load_variables(workdir, config, model)
+    config = workdirs.load_config(workdir).unlock()
+    run = inference.load_run(workdir, config=config)
+    model, step, variables = run.model, run.step, run.variables
     # Where files lay says nothing about the result, and may name a person's folders.
     trained_on = {
         key: [pathlib.PurePath(v).name for v in value]

@@ -24,12 +24,11 @@ import jax.numpy as jnp
 import machine
 import numpy as np
 
-from handpose_jax import geometry, models, runtimes
+from handpose_jax import geometry, inference
 from handpose_jax.data import corruptions, sources
 from handpose_jax.data.transforms import crop_example
 from handpose_jax.evaluation import metrics, protocols
 from handpose_jax.process import allocator
-from handpose_jax.training import checkpoints
 
 OUTPUT = pathlib.Path(__file__).parent / 'results' / 'robustness.json'
 FIGURES = ('pck_at_0.2', 'epe_mean_224', 'epe_median_224')
@@ -41,10 +40,9 @@ class Subject:
 
     def __init__(self, workdir: str, limit: int) -> None:
         """Loads the newest checkpoint, and `limit` hands of the validation split; 0 takes all."""
-        self.config = checkpoints.load_config(workdir)
-        model = models.build(**self.config.model.to_dict())
-        self.step, self._variables = runtimes.load_variables(workdir, self.config, model)
-        self._predict = runtimes.make_predict_step(model, self.config.decode.to_dict())
+        run = inference.load_run(workdir)
+        self.config, self.step, self._variables = run.config, run.step, run.variables
+        self._predict = run.predict_step()
         self._protocol = protocols.get_protocol(self.config.protocol)
         data = self.config.eval_data if 'eval_data' in self.config else self.config.data
         source = sources.load_source(split=self.config.eval_split, **data.to_dict())

@@ -11,7 +11,7 @@ import pathlib
 
 import numpy as np
 
-from handpose_jax import geometry, predict, visualize
+from handpose_jax import geometry, predictor, visualize
 from handpose_jax.synthetic.generate import generate
 from handpose_jax.synthetic.scene.options import SceneOptions
 
@@ -24,13 +24,13 @@ def main() -> None:
     """Renders, predicts, draws."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--workdir', required=True)
-    predictor = predict.Predictor(parser.parse_args().workdir)
+    find = predictor.load(parser.parse_args().workdir)
     tiles = []
     for number in PICKED:
         hand = generate(SceneOptions(), SEED, number)
         keypoints = hand.keypoints.astype(np.float64)
         box = geometry.keypoint_box(keypoints, np.ones(len(keypoints), bool))
-        found = predictor(hand.image, box=box, is_left=hand.is_left)
+        found = find(hand.image, box, side='left' if hand.is_left else 'right')
         picture, points = visualize.enlarge(hand.image, found.keypoints.astype(np.float64), 448)
         tiles.append(visualize.draw_hand(picture, points, confidence=found.confidence))
     rows = [np.hstack(tiles[i : i + 4]) for i in range(0, len(tiles), 4)]

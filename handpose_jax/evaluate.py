@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from handpose_jax import geometry, models, runtimes, visualize
+from handpose_jax import geometry, inference, models, visualize
+from handpose_jax.config import evaluation_data
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import crop_example
 from handpose_jax.evaluation import protocols
@@ -65,10 +66,9 @@ class Evaluation:
         self._protocol = protocols.get_protocol(config.protocol)
         self._split = config.eval_split
         self._size = config.size
-        # Networks trained on a mixture are measured on one data set.
-        data = config.eval_data if 'eval_data' in config else config.data
-        self._source = sources.load_source(split=config.eval_split, **data.to_dict())
-        self._notes = _check_normaliser(self._protocol, self._source, data.to_dict())
+        data = evaluation_data(config)
+        self._source = sources.load_source(split=config.eval_split, **data)
+        self._notes = _check_normaliser(self._protocol, self._source, data)
         self._batches = pipeline.eval_batches(
             self._source,
             size=config.size,
@@ -79,7 +79,7 @@ class Evaluation:
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )
-        self._predict = runtimes.make_predict_step(model, config.decode.to_dict())
+        self._predict = inference.make_predict_step(model, config.decode.to_dict())
 
     def run(self, variables: Any) -> Result:
         """Predicts every record once. All processes must call it, and get the same result.
@@ -264,13 +264,12 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     Returns:
         The summary, see metrics.KeypointErrors.summary.
     """
-    model = models.build(**config.model.to_dict())
     mesh = distributed.data_mesh()
-    evaluation = Evaluation(config, model, mesh)
-    step, variables = runtimes.load_variables(workdir, config, model)
-    result = evaluation.run(distributed.replicate(variables, mesh))
+    run = inference.load_run(workdir, config=config)
+    evaluation = Evaluation(config, run.model, mesh)
+    result = evaluation.run(distributed.replicate(run.variables, mesh))
     if distributed.is_main_process():
-        evaluation.write(workdir, step, result)
+        evaluation.write(workdir, run.step, result)
     return result.summary
 
 

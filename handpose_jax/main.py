@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         interruption,
         storage,
     )
-    from handpose_jax.training import checkpoints
+    from handpose_jax.training import workdirs
 
     allocator.keep_freed_memory()
     compilation_cache.keep_compiled_programs()
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
 
                 print(export.describe(workdir, export.export(workdir, config=config)))
                 return
-            config = checkpoints.load_config(workdir) if config is None else config
+            config = workdirs.load_config(workdir) if config is None else config
             # Its plots take a second to import, which a training need not wait for.
             from handpose_jax.evaluation import report
 

@@ -1,104 +1,24 @@
-"""Trained networks ready to run: from a workdir, or an exported file, to a function of images."""
+"""Opens a trained network, a workdir or an exported file, as a function of images.
 
-import inspect
+Each runtime is imported when it is asked for, so that one that needs no JAX loads none.
+"""
+
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
-from ml_collections import ConfigDict
 
-from handpose_jax import heatmaps, models
-from handpose_jax.models import folding
-from handpose_jax.process import compiler_options
-from handpose_jax.training import checkpoints
 from handpose_jax.types import Prediction
 
-
-def make_predict_step(
-    model: models.Network, decode: dict[str, Any]
-) -> Callable[[Any, jax.Array], Prediction]:
-    """Makes the jitted function from variables and crops u8[b h w 3] to keypoints in crop pixels.
-
-    Args:
-        model: from handpose_jax.models.build.
-        decode: keyword arguments of heatmaps.decode.
-    """
-
-    def predict_step(variables: Any, images: jax.Array) -> Prediction:
-        maps: Any = model.apply(variables, images, train=False)
-        return heatmaps.decode(maps, stride=model.stride, **decode)
-
-    return jax.jit(predict_step, compiler_options=compiler_options.for_inference())
-
-
-def make_infer(
-    model: models.Network, decode: dict[str, Any], variables: Any
-) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
-    """Makes the jitted function from crops u8[b h w 3] to what exported files give, see Arrays.
-
-    The weights are compiled in, which is faster for one image than to hand them over.
-
-    Args:
-        model: from handpose_jax.models.build.
-        decode: keyword arguments of heatmaps.decode.
-        variables: {'params', 'batch_stats'}.
-    """
-
-    def infer(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        maps: Any = model.apply(variables, images, train=False)
-        found = heatmaps.decode(maps, stride=model.stride, **decode)
-        return maps, jnp.concatenate([found.keypoints, found.confidence[..., None]], axis=-1)
-
-    return jax.jit(infer, compiler_options=compiler_options.for_inference())
-
-
-def for_inference(
-    settings: dict[str, Any], variables: Any, *, implementation: str = 'auto'
-) -> tuple[models.Network, Any]:
-    """The same network in float32, without batch normalisation where that can be folded away.
-
-    Args:
-        settings: keyword arguments of handpose_jax.models.build that the variables belong to.
-        variables: {'params', 'batch_stats'}.
-        implementation: of the convolutions, see handpose_jax.models.layers.
-
-    Returns:
-        The network, and its variables.
-    """
-    changed = {**settings, 'implementation': implementation, 'dtype': 'float32'}
-    if 'folded' in inspect.signature(models.MODELS[settings['name']]).parameters:
-        variables = folding.fold(models.build(**settings), variables)
-        changed['folded'] = True
-    return models.build(**changed), variables
-
-
-def load_variables(workdir: str, config: ConfigDict, model: models.Network) -> tuple[int, Any]:
-    """Reads a workdir's newest checkpoint for inference.
-
-    Args:
-        workdir: of a training run.
-        config: the run's, checkpoints.load_config.
-        model: from handpose_jax.models.build(**config.model.to_dict()).
-
-    Returns:
-        The checkpoint's step, and {'params', 'batch_stats'}.
-
-    Raises:
-        ValueError: if the workdir holds no checkpoint.
-    """
-    images = jnp.zeros((1, config.size, config.size, 3), jnp.uint8)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
-    return checkpoints.load_variables(workdir, shapes)
-
+if TYPE_CHECKING:
+    from handpose_jax.inference import TrainedRun
 
 Arrays = tuple[Float[np.ndarray, 'b h w c'], Float[np.ndarray, 'b 21 3']]
 """Heatmaps, and keypoints (x, y in pixels of the image, confidence)."""
 
-HOW_TO_INSTALL = 'pip install "handpose_jax[export]" tensorflow-cpu'
+HOW_TO_INSTALL = 'pip install -e ".[export]" tensorflow-cpu, in the checkout'
 
 _OUTPUTS = ('heatmaps', 'keypoints')
 
@@ -166,7 +86,7 @@ def load(path: str, backend: str, *, threads: int | None = None) -> Runtime:
             'JAX starts, see handpose_jax.process.threads'
         )
     if backend != 'jax' and not Path(path).exists():
-        raise ValueError(f'{path}: no such file; write it with python -m handpose_jax.export')
+        raise ValueError(f'{path}: no such file; write it with handpose export')
     try:
         return BACKENDS[backend](path, threads)
     except ModuleNotFoundError as error:
@@ -176,22 +96,35 @@ def load(path: str, backend: str, *, threads: int | None = None) -> Runtime:
         ) from error
 
 
+def of_run(run: 'TrainedRun') -> Runtime:
+    """A trained run in JAX, behind the call that all runtimes share.
+
+    Args:
+        run: from inference.load_run.
+    """
+    from handpose_jax import inference
+
+    model, variables = inference.for_inference(run.config.model.to_dict(), run.variables)
+    infer = inference.make_infer(model, run.config.decode.to_dict(), variables)
+    return Runtime(lambda images: as_numpy(infer(images)), run.config.size)
+
+
 def _load_jax(path: str, threads: int | None) -> Runtime:
-    config = checkpoints.load_config(path)
-    model = models.build(**config.model.to_dict())
-    _, variables = load_variables(path, config, model)
-    model, variables = for_inference(config.model.to_dict(), variables)
-    infer = make_infer(model, config.decode.to_dict(), variables)
-    return Runtime(lambda images: _as_numpy(infer(images)), config.size)
+    from handpose_jax import inference
+
+    return of_run(inference.load_run(path))
 
 
 def _load_stablehlo(path: str, threads: int | None) -> Runtime:
+    import jax
     from jax import export
+
+    from handpose_jax.process import compiler_options
 
     program = export.deserialize(bytearray(Path(path).read_bytes()))
     infer = jax.jit(program.call, compiler_options=compiler_options.for_inference())
     (shape,) = (leaf.shape for leaf in program.in_avals)
-    return Runtime(lambda images: _as_numpy(infer(images.astype(np.float32))), shape[1])
+    return Runtime(lambda images: as_numpy(infer(images.astype(np.float32))), shape[1])
 
 
 def _load_saved_model(path: str, threads: int | None) -> Runtime:
@@ -214,7 +147,7 @@ def _load_saved_model(path: str, threads: int | None) -> Runtime:
         found = loaded.signatures['serving_default'](
             **{given.name: tf.constant(images.astype(np.float32))}
         )
-        return _as_numpy([found[name].numpy() for name in _OUTPUTS])
+        return as_numpy([found[name].numpy() for name in _OUTPUTS])
 
     return Runtime(run, given.shape[1])
 
@@ -230,7 +163,7 @@ def _load_tflite(path: str, threads: int | None) -> Runtime:
 
     def run(images: np.ndarray) -> Arrays:
         found = [runner(**{name: image[None].astype(given['dtype'])}) for image in images]
-        return _as_numpy([np.concatenate([one[key] for one in found]) for key in _OUTPUTS])
+        return as_numpy([np.concatenate([one[key] for one in found]) for key in _OUTPUTS])
 
     return Runtime(run, int(given['shape'][1]))
 
@@ -245,7 +178,7 @@ def _load_onnx(path: str, threads: int | None) -> Runtime:
     (given,) = session.get_inputs()
 
     def run(images: np.ndarray) -> Arrays:
-        return _as_numpy(session.run(list(_OUTPUTS), {given.name: images.astype(np.float32)}))
+        return as_numpy(session.run(list(_OUTPUTS), {given.name: images.astype(np.float32)}))
 
     return Runtime(run, given.shape[1])
 
@@ -261,12 +194,13 @@ def _load_openvino(path: str, threads: int | None) -> Runtime:
 
     def run(images: np.ndarray) -> Arrays:
         found = compiled([images.astype(np.float32)])
-        return _as_numpy([found[name] for name in _OUTPUTS])
+        return as_numpy([found[name] for name in _OUTPUTS])
 
     return Runtime(run, compiled.input(0).get_partial_shape()[1].get_length())
 
 
-def _as_numpy(found: Any) -> Arrays:
+def as_numpy(found: Any) -> Arrays:
+    """Heatmaps and keypoints of any runtime as float32 NumPy arrays."""
     maps, keypoints = (np.asarray(array, np.float32) for array in found)
     return maps, keypoints
 

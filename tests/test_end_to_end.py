@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from test_configs import load
 
+import handpose_jax
 from handpose_jax import predict, train
 from handpose_jax.data.sources import SketchSource
 from handpose_jax.process import interruption
@@ -154,7 +155,7 @@ def test_predictions_are_those_of_the_evaluation(trained, tmp_path):
     sample = source[0]
     points = sample['keypoints']
     box = np.concatenate([points.min(axis=0), points.max(axis=0)]).astype(np.float64)
-    found = predict.Predictor(str(trained))(sample['image'], box=box)
+    found = handpose_jax.load(trained)(sample['image'], box=box)
     rows = json.loads((trained / 'predictions.json').read_text())
     assert rows[0]['id'] == source.image_id(0)
     np.testing.assert_allclose(found.keypoints, rows[0]['keypoints'], atol=0.02)
@@ -162,10 +163,10 @@ def test_predictions_are_those_of_the_evaluation(trained, tmp_path):
 
 
 def test_left_hand_is_the_mirrored_right_hand(trained):
-    predictor = predict.Predictor(str(trained))
+    predictor = handpose_jax.load(trained)
     image = SketchSource(count=1)[0]['image']
     right = predictor(image)
-    left = predictor(np.ascontiguousarray(image[:, ::-1]), is_left=True)
+    left = predictor(np.ascontiguousarray(image[:, ::-1]), side='left')
     width = image.shape[1]
     np.testing.assert_allclose(left.keypoints[:, 0], width - 1 - right.keypoints[:, 0], atol=0.01)
     np.testing.assert_allclose(left.keypoints[:, 1], right.keypoints[:, 1], atol=0.01)

@@ -17,16 +17,20 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = 'handpose_jax'
 
 TIERS = (
-    {'process', 'hand', 'types'},
+    {'config', 'process', 'hand', 'types'},
     {'geometry'},
     {'heatmaps', 'models', 'evaluation', 'synthetic', 'visualize'},
     {'data'},
     {'training'},
+    {'inference'},
     {'runtimes'},
+    {'predictor'},
     {'train', 'evaluate', 'export', 'predict', 'evaluation.report'},
     {'main'},
+    {'cli'},
+    {'__main__'},
 )
-TOP = 6
+TOP = 8
 # A report is pictures and pages of what other rooms measured, so it stands above them.
 UPSTAIRS = 'evaluation.report'
 SIDEWAYS_IN_THE_TOP = {('train', 'evaluate')}
@@ -34,7 +38,7 @@ SIDEWAYS_IN_THE_TOP = {('train', 'evaluate')}
 # What is fenced in -> where it may be imported: files and folders of the package.
 FENCES = {
     'flax.linen': ('models/',),
-    'orbax': ('training/checkpoints.py',),
+    'orbax': ('training/checkpoints.py', 'training/workdirs.py'),
     'tensorflow_datasets': ('data/prepared.py',),
     'tensorflow': ('export/', 'runtimes.py', 'models/pretrained.py'),
     # It imports TensorFlow itself.

@@ -95,6 +95,39 @@ class Augmentation:
                 raise ValueError(f'Augmentation.{field} must be in 0..{limit:g}, got {value}')
 
 
+def crop_image(
+    image: UInt8[np.ndarray, 'h w 3'],
+    box: Float[np.ndarray, '4'],
+    size: int,
+    *,
+    rotation: float = 0.0,
+    mirror: bool = False,
+) -> tuple[UInt8[np.ndarray, 's s 3'], Float[np.ndarray, '2 3']]:
+    """Cuts a square out of an image; training, evaluation and prediction all crop by this rule.
+
+    Args:
+        image: RGB.
+        box: x0, y0, x1, y1, image pixels; one that is not square is widened to the square around
+            it.
+        size: side of the crop, pixels.
+        rotation: of the hand in the crop, radians, see geometry.crop_from_image.
+        mirror: exchanges left and right, as the network, which knows right hands, needs of a left.
+
+    Returns:
+        The crop, and f64[2 3] image_from_crop, which maps its pixels back.
+    """
+    square = geometry.square_box(np.asarray(box, np.float64), 1.0)
+    crop_from_image = geometry.crop_from_image(square, size, rotation=rotation, mirror=mirror)
+    return _cut(image, crop_from_image, size)
+
+
+def _cut(
+    image: UInt8[np.ndarray, 'h w 3'], crop_from_image: Float[np.ndarray, '2 3'], size: int
+) -> tuple[UInt8[np.ndarray, 's s 3'], Float[np.ndarray, '2 3']]:
+    image_from_crop = geometry.invert(crop_from_image)
+    return warp_crop(image, image_from_crop, size), image_from_crop
+
+
 def crop_example(
     sample: Sample,
     *,
@@ -134,8 +167,7 @@ def crop_example(
     )
     crop_from_image[:, 2] += shift
 
-    image_from_crop = geometry.invert(crop_from_image)
-    image = warp_crop(sample['image'], image_from_crop, size)
+    image, image_from_crop = _cut(sample['image'], crop_from_image, size)
     if augmentation is not None and rng is not None:
         image = _photometric(image, augmentation, rng)
     keypoints = geometry.apply_affine(crop_from_image, sample['keypoints'].astype(np.float64))

@@ -558,10 +558,12 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(
+    argv: Sequence[str] | None = None, prog: str = 'python -m handpose_jax.evaluation.calibration'
+) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog='python -m handpose_jax.evaluation.calibration',
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from handpose_jax import hand, models, runtimes
+from handpose_jax import hand, inference, models, runtimes
+from handpose_jax.config import crop_scale, evaluation_data
 from handpose_jax.data import pipeline, sources, transforms
 from handpose_jax.export import fresh_run, gate, graph, onnx, stablehlo, tflite
 from handpose_jax.process import storage
@@ -235,9 +236,7 @@ def _installed(backends: Sequence[str]) -> list[str]:
 
 def crops(config: ConfigDict, split: str, number: int) -> dict[str, Any]:
     """Up to that many crops of a split, spread evenly over it, as one types.Batch."""
-    # Networks trained on a mixture are measured on one data set.
-    data = config.eval_data if 'eval_data' in config else config.data
-    source = sources.load_source(split=split, **data.to_dict())
+    source = sources.load_source(split=split, **evaluation_data(config))
     if not len(source):
         raise ValueError(f'split {split!r}: no records; the gate needs real images')
     number = min(number, len(source))
@@ -280,7 +279,7 @@ def _reference(trained: graph.Trained, config: ConfigDict, number: int) -> gate.
     # GPUs multiply with fewer bits, and would not keep the limits of float32.
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
         variables = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), trained.variables)
-        found = runtimes.make_infer(model, own.decode.to_dict(), variables)(batch['image'])
+        found = inference.make_infer(model, own.decode.to_dict(), variables)(batch['image'])
     maps, keypoints = (np.asarray(array) for array in found)
     peaks = own.decode.get('method', 'peak') == 'peak'
     return gate.Reference(batch, maps, keypoints, config.protocol, model.stride, peaks)
@@ -288,7 +287,7 @@ def _reference(trained: graph.Trained, config: ConfigDict, number: int) -> gate.
 
 def _metadata(trained: graph.Trained, exported: graph.Graph) -> dict[str, Any]:
     config = trained.config
-    data = (config.eval_data if 'eval_data' in config else config.data).to_dict()
+    data = evaluation_data(config)
     whole = data.get('crop') == 'image'
     return {
         'model': config.model.to_dict(),
@@ -305,7 +304,7 @@ def _metadata(trained: graph.Trained, exported: graph.Graph) -> dict[str, Any]:
             'rule': 'the whole image, square'
             if whole
             else 'the square around the box of the hand, enlarged by the scale about its centre',
-            'scale': None if whole else data.get('crop_scale'),
+            'scale': None if whole else crop_scale(config),
             'outside_the_image': transforms.PADDING,
             'left_hands': 'mirrored before, and the x of what is found mirrored back',
             'pixel_centres': 'at whole numbers: the crop reaches from -0.5 to size - 0.5',

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from handpose_jax.export import ARTEFACTS, NUM_IMAGES, describe, export
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = 'python -m handpose_jax.export') -> None:
     """Exports, and prints the gate's table; user errors end as one message and exit code 1."""
     parser = argparse.ArgumentParser(
-        prog='python -m handpose_jax.export',
+        prog=prog,
         description='Writes W/export: the trained network for other runtimes, see docs/export.md.',
     )
     parser.add_argument('--workdir', required=True, metavar='W', help='folder of a training run')
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar='N',
         help='crops that the gate compares on (default %(default)s)',
     )
-    flags = parser.parse_args(arguments)
+    flags = parser.parse_args(argv)
     try:
         summary = export(flags.workdir, only=flags.only, num_images=flags.num_images)
     except ValueError as error:

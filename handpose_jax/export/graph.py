@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from handpose_jax import heatmaps, models, runtimes
+from handpose_jax import heatmaps, inference
 from handpose_jax.export.decode_graph import check_decode, decode_graph
-from handpose_jax.training import checkpoints
 
 OUTPUTS = ('heatmaps', 'keypoints')
 """Names of what an artefact gives, in this order."""
@@ -66,10 +65,8 @@ def load(workdir: str) -> Trained:
     Raises:
         ValueError: if it is no workdir with a checkpoint.
     """
-    config = checkpoints.load_config(workdir)
-    model = models.build(**config.model.to_dict())
-    step, variables = runtimes.load_variables(workdir, config, model)
-    return Trained(config, step, variables, checksum(variables))
+    run = inference.load_run(workdir)
+    return Trained(run.config, run.step, run.variables, checksum(run.variables))
 
 
 def checksum(variables: Any) -> str:
@@ -103,7 +100,7 @@ def make_graph(
     """
     decode = config.decode.to_dict()
     check_decode(decode)
-    model, values = runtimes.for_inference(
+    model, values = inference.for_inference(
         config.model.to_dict(), variables, implementation=implementation
     )
     # As NumPy arrays they are constants of the program, whoever traces it.

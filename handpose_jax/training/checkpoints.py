@@ -1,4 +1,4 @@
-"""Checkpoints and the config beside them: what a workdir holds, written and read here only.
+"""Saves a training into its workdir, and goes on from there; training/workdirs.py reads the rest.
 
     W/config.json                the configuration, complete
     W/checkpoints/<step>/        variables (step, params, batch_stats, ema), optimizer (its state,
@@ -24,9 +24,7 @@ from ml_collections import ConfigDict
 from handpose_jax.process import distributed, storage
 from handpose_jax.training.early_stopping import EarlyStopping
 from handpose_jax.training.state import TrainState
-
-CONFIG_FILE = 'config.json'
-CHECKPOINTS = 'checkpoints'
+from handpose_jax.training.workdirs import CHECKPOINTS, CONFIG_FILE, absolute, load_config
 
 # What may change between two runs in one workdir: nothing that moves a parameter or an example.
 _FREE_KEYS = frozenset(
@@ -66,29 +64,6 @@ def save_config(workdir: str, config: ConfigDict) -> None:
             f'workdir {workdir}: cannot write {CONFIG_FILE} ({error.strerror}); '
             'give --workdir a folder that can be written'
         ) from error
-
-
-def load_config(workdir: str) -> ConfigDict:
-    """Reads the config of a workdir.
-
-    Raises:
-        ValueError: if there is none, or it is not a config.
-    """
-    path = storage.folder(workdir) / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(
-            f'workdir {workdir}: no {CONFIG_FILE}, so nothing was trained here; '
-            'give --workdir the folder of a training run'
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f'{path}: expected a JSON object, got {error}') from error
-    if not isinstance(values, dict):
-        raise ValueError(f'{path}: expected a JSON object, got {type(values).__name__}')
-    config = ConfigDict(values)
-    config.lock()
-    return config
 
 
 def config_differences(old: ConfigDict, new: ConfigDict) -> list[str]:
@@ -140,7 +115,7 @@ class Checkpoints:
         Raises:
             ValueError: if the folder cannot be written.
         """
-        folder = _absolute(workdir) / CHECKPOINTS
+        folder = absolute(workdir) / CHECKPOINTS
         self._workdir = workdir
         self._folder = folder
         self._config = config
@@ -269,11 +244,6 @@ class Checkpoints:
         return TrainState(**saved.optimizer, **saved.variables)
 
 
-def _absolute(workdir: str) -> Any:
-    folder = storage.folder(workdir)
-    return folder if storage.is_bucket(workdir) else folder.absolute()
-
-
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
@@ -297,54 +267,3 @@ def _variables(state: TrainState) -> dict[str, Any]:
         'batch_stats': state.batch_stats,
         'ema': state.ema,
     }
-
-
-def load_variables(workdir: str, template: Any) -> tuple[int, dict[str, Any]]:
-    """Reads what inference needs from a workdir's newest checkpoint.
-
-    Args:
-        workdir: of a training run.
-        template: the network's variables or their shapes: {'params', 'batch_stats'}.
-
-    Returns:
-        The step, and {'params', 'batch_stats'} with the averaged parameters where the run kept
-        some.
-
-    Raises:
-        ValueError: if there is no checkpoint.
-    """
-    folder = _absolute(workdir) / CHECKPOINTS
-    if not folder.is_dir():
-        raise ValueError(f'workdir {workdir}: no {CHECKPOINTS}/; train there first')
-    # Said here: the devices it was saved from may not be there.
-    place = distributed.inference_sharding()
-
-    def shapes(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
-        )
-
-    # Not by a CheckpointManager: opened to write, it would need a folder that can be written;
-    # opened with read_only, it warns that the folder is read only, even where it is not.
-    latest = ocp.path.step.latest_step_metadata(folder, ocp.path.step.standard_name_format())
-    if latest is None:
-        raise ValueError(f'workdir {workdir}: {CHECKPOINTS}/ holds no complete checkpoint')
-    has_ema = bool(load_config(workdir).ema)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        saved = checkpointer.restore(
-            latest.path,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(
-                    shapes(
-                        {
-                            'step': jax.ShapeDtypeStruct((), 'int32'),
-                            'params': template['params'],
-                            'batch_stats': template['batch_stats'],
-                            'ema': template['params'] if has_ema else None,
-                        }
-                    )
-                )
-            ),
-        ).variables
-    params = saved['ema'] if has_ema else saved['params']
-    return latest.step, {'params': params, 'batch_stats': saved['batch_stats']}

@@ -315,7 +315,7 @@ def test_the_download_is_found_and_the_offset_printed(made, tmp_path, monkeypatc
     builder.add_arguments(parser)
     caught = {}
     monkeypatch.setattr(
-        conversion, 'prepare', lambda *args, **kwargs: caught.update(args=args, **kwargs)
+        conversion_records, 'prepare', lambda *args, **kwargs: caught.update(args=args, **kwargs)
     )
     builder.prepare(parser.parse_args(['--manual_dir', str(folder)]))
     assert caught['args'][3]['test'].records == 14

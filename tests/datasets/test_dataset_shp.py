@@ -253,7 +253,7 @@ def test_the_options_reach_the_splits(made, monkeypatch):
     builder.add_arguments(parser)
     caught = {}
     monkeypatch.setattr(
-        conversion, 'prepare', lambda *args, **kwargs: caught.update(args=args, **kwargs)
+        conversion_records, 'prepare', lambda *args, **kwargs: caught.update(args=args, **kwargs)
     )
     builder.prepare(parser.parse_args(['--manual_dir', str(made[0])]))
     assert caught['args'][3]['train'].records == 28

@@ -1,14 +1,12 @@
 """Calibration against simulated hands whose errors' true distribution is known."""
 
 import hashlib
-import json
 
 import numpy as np
 import pytest
 
-from handpose_jax import hand, predict
+from handpose_jax import hand
 from handpose_jax.evaluation import calibration, metrics
-from handpose_jax.types import Prediction
 
 SIDE_IMAGE = 300.0
 SIDE_CROP = metrics.EPE_FRAME / 2.2
@@ -262,36 +260,3 @@ def test_the_command_reads_an_evaluation_and_prints_what_it_found(tmp_path, reco
 def test_the_command_says_what_is_missing(tmp_path):
     with pytest.raises(SystemExit, match='no evaluation to read'):
         calibration.main(['--workdir', str(tmp_path)])
-
-
-def test_predictions_carry_it_in_pixels_of_the_photograph(tmp_path, fitted):
-    rng = np.random.default_rng(1)
-    found = Prediction(
-        rng.uniform(0, 500, (21, 2)).astype(np.float32),
-        rng.uniform(0, 1, 21).astype(np.float32),
-    )
-    confidence = found.confidence.copy()
-    confidence[4] = np.nan
-    trust = predict.reliability(fitted, confidence, np.array([10.0, 20.0, 458.0, 468.0]))
-    photo = tmp_path / 'photo.jpg'
-    with_it = predict.to_json(photo, found, is_left=False, step=40, trust=trust)
-    without = predict.to_json(photo, found, is_left=False, step=40)
-    _, std = fitted.apply(confidence)
-    for index, (a, b) in enumerate(zip(with_it['keypoints'], without['keypoints'], strict=True)):
-        assert (a['x'], a['y'], a['confidence']) == (b['x'], b['y'], b['confidence'])
-        assert b['probability_correct'] is None
-        assert b['std_px'] is None
-        if index != 4:
-            # The crop is 448 pixels wide.
-            assert a['std_px'] == pytest.approx(2 * std[index], abs=0.005)
-            assert 0 < a['probability_correct'] < 1
-    assert with_it['keypoints'][4]['std_px'] is None
-    json.dumps(with_it, allow_nan=False)
-
-
-def test_a_calibration_of_another_checkpoint_is_not_used(tmp_path, fitted):
-    assert predict.load_calibration(str(tmp_path), 40) is None
-    calibration.save(tmp_path, fitted)
-    assert predict.load_calibration(str(tmp_path), 40) is not None
-    with pytest.warns(UserWarning, match='of step 40, the checkpoint of step 80'):
-        assert predict.load_calibration(str(tmp_path), 80) is None

@@ -57,7 +57,7 @@ def test_a_limit_on_addresses_is_no_error():
     program = (
         'import resource\n'
         'resource.setrlimit(resource.RLIMIT_DATA, (10**9, 10**9))\n'
-        'from handpose_jax import allocator\n'
+        'from handpose_jax.process import allocator\n'
         'assert allocator.keep_freed_memory()\n'
         'assert len(bytearray(10**8)) == 10**8\n'
     )

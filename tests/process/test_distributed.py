@@ -24,12 +24,12 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 from test_configs import load
 
-from handpose_jax import main, models, runtimes, train, visualize
+from handpose_jax import inference, main, train, visualize
 from handpose_jax.data import pipeline
 from handpose_jax.data.sources import SketchSource
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.process import distributed, interruption
-from handpose_jax.training import checkpoints
+from handpose_jax.training import checkpoints, workdirs
 from handpose_jax.training.writers import MetricWriter, read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -159,13 +159,11 @@ def test_a_run_on_many_goes_on_on_one_device(runs, tmp_path, name):
     last = runs[name].last
     workdir = tmp_path / name
     shutil.copytree(runs[name].workdir, workdir)
-    config = checkpoints.load_config(str(workdir))
-    model = models.build(**config.model.to_dict())
-    assert runtimes.load_variables(str(workdir), config, model)[0] == last
+    assert inference.load_run(str(workdir)).step == last
     train.train(tiny_config(), str(workdir), stop_at=runs['one'].last)
     assert_same_rows(read_metrics(workdir / 'metrics.jsonl'), runs['one'].rows)
     found, expected = (
-        runtimes.load_variables(str(folder), config, model)[1]
+        inference.load_run(str(folder)).variables
         for folder in (workdir, runs['one'].workdir)
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -280,7 +278,7 @@ def test_the_files_of_a_run_may_lie_in_a_bucket(bucket):
     """All but the checkpoints, which Orbax writes: config, metrics (gone on with), pictures."""
     config = tiny_config()
     checkpoints.save_config(bucket, config)
-    assert checkpoints.config_differences(checkpoints.load_config(bucket), config) == []
+    assert checkpoints.config_differences(workdirs.load_config(bucket), config) == []
     for resume_step, steps in ((0, [1, 2, 3]), (2, [3, 4])):
         with MetricWriter(bucket, resume_step=resume_step) as writer:
             for step in steps:

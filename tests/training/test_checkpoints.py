@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from handpose_jax.training import checkpoints
+from handpose_jax.training import checkpoints, workdirs
 from handpose_jax.training.early_stopping import EarlyStopping
 from handpose_jax.training.state import TrainState
 
@@ -34,7 +34,7 @@ def make_config(**changes):
 def test_config_round_trip(tmp_path):
     config = make_config()
     checkpoints.save_config(str(tmp_path), config)
-    loaded = checkpoints.load_config(str(tmp_path))
+    loaded = workdirs.load_config(str(tmp_path))
     assert checkpoints.config_differences(config, loaded) == []
     assert loaded.is_locked
 
@@ -49,7 +49,7 @@ def test_another_config_is_refused_with_every_key_that_differs(tmp_path):
     for line in ('model.width: 1.0 -> 0.5', 'seed: 0 -> 3', "extra: '-' -> 1"):
         assert line in message
     # The old config is still there.
-    assert checkpoints.load_config(str(tmp_path)).seed == 0
+    assert workdirs.load_config(str(tmp_path)).seed == 0
 
 
 def test_settings_that_move_no_parameter_may_change(tmp_path):
@@ -57,24 +57,24 @@ def test_settings_that_move_no_parameter_may_change(tmp_path):
     checkpoints.save_config(
         str(tmp_path), make_config(**{'log_every': 1, 'pipeline.num_threads': 0})
     )
-    assert checkpoints.load_config(str(tmp_path)).log_every == 1
+    assert workdirs.load_config(str(tmp_path)).log_every == 1
 
 
 @pytest.mark.parametrize('text', ['{', '[1, 2]', ''])
 def test_damaged_config_is_named(tmp_path, text):
     (tmp_path / 'config.json').write_text(text)
     with pytest.raises(ValueError, match=r'config\.json'):
-        checkpoints.load_config(str(tmp_path))
+        workdirs.load_config(str(tmp_path))
 
 
 def test_empty_workdir_is_named(tmp_path):
     with pytest.raises(ValueError, match='nothing was trained here'):
-        checkpoints.load_config(str(tmp_path))
+        workdirs.load_config(str(tmp_path))
     with pytest.raises(ValueError, match='train there first'):
-        checkpoints.load_variables(str(tmp_path), {})
+        workdirs.load_variables(str(tmp_path), {})
     (tmp_path / 'checkpoints').mkdir()
     with pytest.raises(ValueError, match='no complete checkpoint'):
-        checkpoints.load_variables(str(tmp_path), {})
+        workdirs.load_variables(str(tmp_path), {})
 
 
 def test_workdir_that_cannot_be_made_is_named(tmp_path):
@@ -143,7 +143,7 @@ def test_loading_reads_the_newest_complete_step_and_writes_and_warns_nothing(
     absl_logger.addHandler(caplog.handler)
     try:
         caplog.clear()
-        step, variables = checkpoints.load_variables(str(tmp_path), template)
+        step, variables = workdirs.load_variables(str(tmp_path), template)
     finally:
         absl_logger.removeHandler(caplog.handler)
     assert step == 20
@@ -160,7 +160,7 @@ def test_a_read_only_workdir_is_read(tmp_path):
     template = save_states(tmp_path, [3])
     for path in [tmp_path, *tmp_path.rglob('*')]:
         path.chmod(0o500 if path.is_dir() else 0o400)
-    step, _ = checkpoints.load_variables(str(tmp_path), template)
+    step, _ = workdirs.load_variables(str(tmp_path), template)
     assert step == 3
 
 

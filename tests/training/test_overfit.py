@@ -46,8 +46,8 @@ def test_overfits_eight_photographs(tmp_path):
     checkpoints.save_config(str(tmp_path / 'w'), config)
     environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
     script = (
-        'import sys; from handpose_jax import checkpoints, train; '
-        'train.train(checkpoints.load_config(sys.argv[1]), sys.argv[1])'
+        'import sys; from handpose_jax import train; from handpose_jax.training import workdirs; '
+        'train.train(workdirs.load_config(sys.argv[1]), sys.argv[1])'
     )
     subprocess.run([sys.executable, '-c', script, tmp_path / 'w'], env=environment, check=True)
     summary = json.loads((tmp_path / 'w' / 'metrics.json').read_text())

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from handpose_jax.evaluation.report import MARKDOWN_FILE, WORST, write_report
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    argv: Sequence[str] | None = None, prog: str = 'python -m handpose_jax.evaluation.report'
+) -> None:
     """Writes the report; user errors end as one message and exit code 1."""
     parser = argparse.ArgumentParser(
-        prog='python -m handpose_jax.evaluation.report',
+        prog=prog,
         description='Puts evaluated runs on one page; the first is what the others are compared '
         'with. Evaluate them first: python -m handpose_jax.main --mode evaluate --workdir W',
     )
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--worst', type=int, default=WORST, metavar='N', help='cases to show (default %(default)s)'
     )
-    flags = parser.parse_args(arguments)
+    flags = parser.parse_args(argv)
     try:
         path = write_report(flags.workdirs, flags.out, worst=flags.worst)
     except ValueError as error:

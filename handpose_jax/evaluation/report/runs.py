@@ -14,7 +14,7 @@ from jaxtyping import Bool
 
 from handpose_jax.evaluation import calibration, metrics, protocols
 from handpose_jax.process import storage
-from handpose_jax.training import checkpoints
+from handpose_jax.training import workdirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ def report_command(runs: Sequence[Run], out: str) -> str:
 
 def _read_run(workdir: str, name: str) -> Run:
     path = storage.folder(workdir) / metrics.EVALUATION_FILE
-    config = checkpoints.load_config(workdir)
+    config = workdirs.load_config(workdir)
     if not path.exists():
         raise ValueError(
             f'workdir {workdir}: no {metrics.EVALUATION_FILE}, so it was not evaluated; make it '

@@ -1,0 +1,71 @@
+"""The console command `handpose`, and `python -m handpose_jax`: one sub-command for each verb.
+
+Nothing heavy is imported before a sub-command is chosen, so that --help answers at once.
+"""
+
+import importlib
+import pathlib
+import runpy
+import sys
+from collections.abc import Sequence
+
+import handpose_jax
+
+# The verbs that take a config are flags of main.py; the others have a `main(argv, prog)` each.
+_MODES = {
+    'train': 'train a network: --config configs/NAME.py --workdir W',
+    'evaluate': 'measure a trained network, and report: --workdir W',
+}
+_MODULES = {
+    'predict': ('handpose_jax.predict', 'find the keypoints in photographs'),
+    'calibrate': ('handpose_jax.evaluation.calibration', 'learn what a confidence means'),
+    'report': ('handpose_jax.evaluation.report.__main__', 'put evaluated runs on one page'),
+    'export': ('handpose_jax.export.__main__', 'write TFLite, ONNX, StableHLO and SavedModel'),
+}
+_SCRIPTS = {
+    'prepare': 'make a data set ready for training',
+    'browse': 'look at a data set, and at what looks wrong in it',
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a sub-command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb, rest = (words[0], words[1:]) if words else ('--help', [])
+    if verb in ('-h', '--help'):
+        print(_usage())
+    elif verb == '--version':
+        print(f'handpose_jax {handpose_jax.__version__}')
+    elif verb in _MODES:
+        from absl import app
+
+        from handpose_jax import main as configured
+
+        app.run(configured.main, [f'handpose {verb}', f'--mode={verb}', *rest])
+    elif verb in _MODULES:
+        importlib.import_module(_MODULES[verb][0]).main(rest, prog=f'handpose {verb}')
+    elif verb in _SCRIPTS:
+        _run_script(verb, rest)
+    else:
+        sys.exit(f'error: {verb!r} is no command of handpose\n{_usage()}')
+
+
+def _usage() -> str:
+    told = {**_MODES, **{verb: text for verb, (_, text) in _MODULES.items()}, **_SCRIPTS}
+    lines = [f'  {verb:<10} {text}' for verb, text in told.items()]
+    return '\n'.join(
+        ['usage: handpose COMMAND ...', '', *lines, '', 'handpose COMMAND --help tells more.']
+    )
+
+
+def _run_script(verb: str, rest: list[str]) -> None:
+    # The scripts stand beside the package in the checkout, where people add data sets of their own.
+    script = pathlib.Path(__file__).parents[1] / 'datasets' / f'{verb}.py'
+    if not script.exists():
+        sys.exit(f'error: handpose {verb} needs the checkout of handpose_jax, installed by pip -e')
+    sys.argv = [f'handpose {verb}', *rest]
+    runpy.run_path(str(script), run_name='__main__')
+
+
+if __name__ == '__main__':
+    main()
