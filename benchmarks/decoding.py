@@ -33,6 +33,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from handpose_jax import heatmaps, inference
+from handpose_jax.config import evaluation_data
 from handpose_jax.data import pipeline, sources
 from handpose_jax.evaluation import metrics, protocols
 from handpose_jax.evaluation.report import bootstrap
@@ -102,8 +103,7 @@ def predict_maps(
     """
     run = inference.load_run(workdir, config=config)
     model, step, variables = run.model, run.step, run.variables
-    data = config.eval_data if 'eval_data' in config else config.data
-    source = sources.load_source(split=config.eval_split, **data.to_dict())
+    source = sources.load_source(split=config.eval_split, **evaluation_data(config))
 
     @jax.jit
     def apply(variables: Any, images: jax.Array) -> jax.Array:

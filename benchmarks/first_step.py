@@ -24,19 +24,15 @@ HERE = pathlib.Path(__file__).parent
 CONFIG = HERE.parent / 'configs' / 'real_hands.py'
 
 PROGRAM = """
-import importlib.util, sys, time
+import sys, time
 from handpose_jax.process import allocator, compilation_cache
 allocator.keep_freed_memory()
 compilation_cache.keep_compiled_programs()
-from handpose_jax import train
+from handpose_jax import config as configs, train
 from handpose_jax.training import writers
-spec = importlib.util.spec_from_file_location('config', sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-config = module.get_config()
-config.unlock()
-config.data = {'name': 'sketch', 'count': 64}
-config.lock()
+config = configs.load(sys.argv[1])
+config.data.name = 'sketch'
+config.data.count = 64
 write = writers.MetricWriter.write
 def told(self, step, *arguments, **keywords):
     write(self, step, *arguments, **keywords)

@@ -62,24 +62,6 @@ def is_exported(workdir: str, backend: str, precision: str) -> bool:
     )
 
 
-def load_config(path: pathlib.Path, variant: str = '') -> Any:
-    """The ConfigDict of a file in configs/.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if not path.is_file():
-        raise ValueError(f'--config {path}: no such file; those of this repository are in configs/')
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f'--config {path}: expected a Python file with get_config')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, 'get_config'):
-        raise ValueError(f'--config {path}: expected a Python file with get_config')
-    return module.get_config(variant) if variant else module.get_config()
-
-
 def file_bytes(path: pathlib.Path) -> int:
     """Of a file, or of all files in a folder."""
     files = path.rglob('*') if path.is_dir() else [path]
@@ -166,7 +148,9 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {'weights': 'random'}
     if workdir is None:
-        config = load_config(config_path, variant)
+        from handpose_jax.config import load
+
+        config = load(f'{config_path}:{variant}')
         about['config'] = config_path.name
         with config.unlocked():
             config.size = size or config.size

@@ -25,6 +25,7 @@ import machine
 import numpy as np
 
 from handpose_jax import geometry, inference
+from handpose_jax.config import evaluation_data
 from handpose_jax.data import corruptions, sources
 from handpose_jax.data.transforms import crop_example
 from handpose_jax.evaluation import metrics, protocols
@@ -44,8 +45,7 @@ class Subject:
         self.config, self.step, self._variables = run.config, run.step, run.variables
         self._predict = run.predict_step()
         self._protocol = protocols.get_protocol(self.config.protocol)
-        data = self.config.eval_data if 'eval_data' in self.config else self.config.data
-        source = sources.load_source(split=self.config.eval_split, **data.to_dict())
+        source = sources.load_source(split=self.config.eval_split, **evaluation_data(self.config))
         count = min(limit or len(source), len(source))
         self.indices = np.linspace(0, len(source) - 1, count).round().astype(int)
         self.samples = [source[int(index)] for index in self.indices]

@@ -30,6 +30,7 @@ import torch_peer
 from ml_collections import ConfigDict
 
 from handpose_jax import models, train
+from handpose_jax.config import load
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.process import allocator, compiler_options, distributed
@@ -45,13 +46,7 @@ GEOMETRY = Augmentation()
 
 def config() -> ConfigDict:
     """configs/real_hands.py, whose recipe is measured."""
-    path = HERE.parent / 'configs' / 'real_hands.py'
-    spec = importlib.util.spec_from_file_location('real_hands', path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f'{path}: cannot be imported')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    return load(HERE.parent / 'configs' / 'real_hands.py')
 
 
 def input_round(

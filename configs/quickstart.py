@@ -7,106 +7,31 @@ what handpose_jax/data/synthetic_hands.py takes). The recipe is ours (confidence
 weights, two CPU cores and a few minutes: a shallow network, a small input, wide target peaks.
 """
 
-import ml_collections
 from ml_collections import ConfigDict
+
+from handpose_jax import config as base
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    """Variants: '' and 'smoke' (a few steps on generated data)."""
-    config = ConfigDict()
-    config.workdir = 'workdirs/quickstart'  # where --workdir is not given
-    config.seed = 0
-    config.size = 64  # side of the input, pixels
-    config.batch_size = 32
+    """See handpose_jax/config.py for the fields, and for the variants that all configs have."""
+    config = base.improved()
+    config.workdir = 'workdirs/quickstart'
+    config.size = 64
     config.num_steps = 1200
-    config.sigma = 16.0  # of the target peaks, pixels of a 224 crop
-    config.loss = 'squared_error'
-    config.ema = 0.99  # weight of the old average of the parameters; 0: none
-    config.init_from = ''  # encoder weights, see handpose_jax/models/pretrained.py; '': random
-
-    config.model = ConfigDict()
+    config.sigma = 16.0
+    config.ema = 0.99
     config.model.name = 'small_unet'
-    config.model.width = 1.0
+    del config.model.decoder_widths  # it has no such decoder
     config.model.bn_momentum = 0.9
-    config.model.dtype = 'float32'
-
-    config.optimizer = ConfigDict()
-    config.optimizer.name = 'adamw'
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.schedule_name = 'cosine'
-    config.optimizer.warmup_steps = 100
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.clip_norm = 0.0  # largest norm of all gradients together; 0: any
-
-    config.data = ConfigDict()
-    config.data.name = 'synthetic_hands'
-    config.data.count = 2000  # pictures to train on; a tenth as many each to validate and test
-    config.data.size = 112  # side of a picture, pixels
-    config.data.occlusion = False  # nothing held, nothing in front, no second hand
-    config.data.rigs = ()  # glTF hands instead of the bundled one
-    config.data.textures = ml_collections.config_dict.placeholder(str)  # folder, for the rigs
-    config.data.backgrounds = 'procedural'
-    config.data.lighting = 'full'
-    config.data.skin_variety = True
-    config.data.crop_scale = 2.2  # side of the crop / longest side of the keypoints' box
-    config.train_split = 'train'
-    config.eval_split = 'val'
-
-    config.pipeline = ConfigDict()
-    config.pipeline.balance = 0.5  # groups of n records count like n ** 0.5
-    config.pipeline.num_threads = 2
-
-    config.augmentation = ConfigDict()
-    config.augmentation.rotation = 30.0  # degrees, either way
-    config.augmentation.translation = 8.0  # pixels of a 224 crop, either way
+    config.optimizer = base.adamw(2e-3, warmup_steps=100)
+    config.data = base.data('synthetic_hands', count=2000, size=112, occlusion=False)
+    config.augmentation = base.paper().augmentation
+    config.augmentation.rotation = 30.0
+    config.augmentation.translation = 8.0
     config.augmentation.scale = (0.85, 1.15)
     config.augmentation.brightness = 0.1
     config.augmentation.contrast = 0.2
-    config.augmentation.gamma = 0.0
     config.augmentation.white_balance = 0.1
-    config.augmentation.grey = 0.0
-    config.augmentation.blur = 0.0
-    config.augmentation.noise = 0.0
-    config.augmentation.low_resolution = 0.0
-    config.augmentation.occlusion = 0.0
-
-    config.decode = ConfigDict()
-    config.decode.method = 'peak'
-    config.decode.subpixel = True
-    config.decode.fallback = True
-    config.decode.threshold = 0.1
-
-    config.max_skipped = 10  # steps in a row without finite numbers that end the training
-    config.empty_after = 500  # steps with empty heatmaps before the alarm; 0: none
-
-    config.early_stopping = ConfigDict()
-    config.early_stopping.patience = 0  # evaluations in a row without a better one; 0: never
-    config.early_stopping.metric = 'epe_mean_224'
-    config.early_stopping.smallest = 0.0  # improvement that counts, pixels
-
-    config.protocol = 'box'
-    config.eval_batch_size = 32
-    config.log_every = 10
     config.eval_every = 400
     config.checkpoint_every = 400
-
-    if variant == 'smoke':
-        _smoke(config)
-    elif variant:
-        raise ValueError(f"variant: expected '' or 'smoke', got {variant!r}")
-    config.lock()
-    return config
-
-
-def _smoke(config: ConfigDict) -> None:
-    """A few steps of the same recipe on drawn hands, smaller in every dimension."""
-    config.size = 64
-    config.batch_size = 4
-    config.eval_batch_size = 4
-    config.num_steps = 4
-    config.log_every = 1
-    config.eval_every = 2
-    config.checkpoint_every = 2
-    config.optimizer.warmup_steps = 1
-    config.model.width = 0.35
-    config.data = ConfigDict({'name': 'sketch', 'count': 10, 'crop_scale': 2.2})
+    return base.finish(config, variant)

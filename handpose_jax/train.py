@@ -10,6 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from handpose_jax import evaluate, heatmaps, models
+from handpose_jax.config import balance, source_settings
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.hand import NUM_KEYPOINTS
@@ -140,7 +141,7 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
     mesh = distributed.data_mesh()
     batch_size = distributed.process_batch_size(config.batch_size, mesh, field='batch_size')
     checkpoints.save_config(workdir, config)
-    source = sources.load_source(split=config.train_split, **config.data.to_dict())
+    source = sources.load_source(split=config.train_split, **source_settings(config.data))
     model = models.build(**config.model.to_dict())
     tx, rate = optimizers.build(num_steps=config.num_steps, **config.optimizer.to_dict())
     stopping = EarlyStopping(**config.early_stopping.to_dict())
@@ -229,7 +230,7 @@ def _train_dataset(
         batch_size=batch_size,
         seed=config.seed,
         augmentation=Augmentation(**config.augmentation.to_dict()),
-        balance=config.pipeline.to_dict()['balance'],
+        balance=balance(config),
         num_threads=config.pipeline.num_threads,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),

@@ -11,10 +11,10 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from test_configs import load
 
 import handpose_jax
 from handpose_jax import predict, train
+from handpose_jax.config import load
 from handpose_jax.data.sources import SketchSource
 from handpose_jax.process import interruption
 
@@ -24,7 +24,7 @@ SMOKE = ROOT / 'configs' / 'quickstart.py'
 
 
 def smoke_config(**changes):
-    config = load(SMOKE, 'smoke')
+    config = load(f'{SMOKE}:smoke')
     config.update_from_flattened_dict(changes)
     return config
 
@@ -197,7 +197,7 @@ def test_predict_command_writes_overlay_and_json(trained, tmp_path, capsys):
         (['missing.jpg'], 'missing.jpg'),
         (['text.jpg'], 'text.jpg'),
         (['good.png', '--box', '5,5,5,9'], 'x0 < x1'),
-        (['good.png', '--box', '500,500,600,600'], 'beside the image'),
+        (['good.png', '--box', '500,500,600,600'], 'beside the picture'),
         (['good.png', 'sub/good.png'], 'several photographs are named good'),
     ],
 )

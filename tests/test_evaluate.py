@@ -69,7 +69,7 @@ def evaluation(monkeypatch):
         count = len(images)
         return Prediction(jnp.full((count, 21, 2), -0.5), jnp.full((count, 21), 0.25))
 
-    monkeypatch.setattr(evaluate.runtimes, 'make_predict_step', lambda model, decode: corner)
+    monkeypatch.setattr(evaluate.inference, 'make_predict_step', lambda model, decode: corner)
 
     def make(source, protocol='box', **data):
         monkeypatch.setattr(evaluate.sources, 'load_source', lambda **arguments: source)

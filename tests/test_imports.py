@@ -195,8 +195,12 @@ def breaches_outside(root: Path) -> list[str]:
                     and not any(found.is_of(allowed) for allowed in ALLOWED_IN_DATASETS)
                 ):
                     wrong.append(f'{where}:{found.line}: datasets may not import this')
-                if folder == 'configs' and not found.is_of('ml_collections'):
-                    wrong.append(f'{where}:{found.line}: configs import only ml_collections')
+                if folder == 'configs' and not (
+                    found.is_of('ml_collections') or found.is_of(f'{PACKAGE}.config')
+                ):
+                    wrong.append(
+                        f'{where}:{found.line}: configs import only ml_collections and the recipes'
+                    )
     return wrong
 
 
@@ -311,7 +315,7 @@ SEEDED_BREACHES = {
         'datasets may not import this',
     ),
     'import datasets': ({'benchmarks/speed.py': 'import datasets'}, 'another package'),
-    'a config importing jax': ({'configs/cmu.py': 'import jax'}, 'only ml_collections'),
+    'a config importing jax': ({'configs/cmu.py': 'import jax'}, 'only ml_collections and'),
     'a script that hides a module': ({'benchmarks/profile.py': ''}, 'standard module profile'),
 }
 

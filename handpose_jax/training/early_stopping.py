@@ -12,25 +12,25 @@ class EarlyStopping:
         finished: whether the training should end.
     """
 
-    def __init__(self, *, patience: int = 0, metric: str = 'epe_mean_224', smallest: float = 0.0):
+    def __init__(self, *, patience: int = 0, metric: str = 'epe_mean_224', min_delta: float = 0.0):
         """Begins with no evaluation.
 
         Args:
             patience: evaluations in a row without a better one that end the training; 0: never.
             metric: of the evaluation's summary; smaller is better.
-            smallest: improvement that counts, in the metric's unit.
+            min_delta: improvement that counts, in the metric's unit.
 
         Raises:
             ValueError: for a negative number.
         """
-        if patience < 0 or smallest < 0:
+        if patience < 0 or min_delta < 0:
             raise ValueError(
-                'early_stopping.patience and .smallest must be 0 or more, '
-                f'got {patience} and {smallest}'
+                'early_stopping.patience and .min_delta must be 0 or more, '
+                f'got {patience} and {min_delta}'
             )
         self._patience = patience
         self._metric = metric
-        self._smallest = smallest
+        self._min_delta = min_delta
         self._best = math.inf
         self._since_best = 0
 
@@ -52,7 +52,7 @@ class EarlyStopping:
                 f'{names}'
             )
         value = summary[self._metric]
-        if value is not None and value < self._best - self._smallest:
+        if value is not None and value < self._best - self._min_delta:
             self._best, self._since_best = float(value), 0
         else:
             self._since_best += 1

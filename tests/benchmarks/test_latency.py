@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from handpose_jax import models
+from handpose_jax.config import load
 from handpose_jax.export import graph, onnx, tflite
 from handpose_jax.models import complexity
 
@@ -320,7 +321,7 @@ needs_tensorflow = pytest.mark.skipif(
 @pytest.fixture(scope='module')
 def small():
     """A config and graph of a small network, and how many multiply-adds it has."""
-    config = latency_artefacts.load_config(ROOT / 'configs' / 'cmu.py', 'smoke')
+    config = load(ROOT / 'configs' / 'cmu.py:smoke')
     with config.unlocked():
         config.size = SIZE
     model = models.build(**config.model.to_dict())

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_configs import CONFIGS, load
 
 from handpose_jax import train
-from handpose_jax.data.prepared import PreparedSource, default_folder
+from handpose_jax.config import evaluation_data, load
+from handpose_jax.data.prepared import default_folder
+from handpose_jax.data.sources import load_source
 
-DATASETS = Path(__file__).parents[2] / 'datasets'
+ROOT = Path(__file__).parents[2]
+DATASETS = ROOT / 'datasets'
 
 NEEDED = ('cmu', 'freihand', 'rhd', 'shp')
 
@@ -59,7 +61,8 @@ def cache(tmp_path_factory):
 
 
 def test_every_config_that_needs_a_data_set_is_here():
-    needing = {path.stem for path in CONFIGS if 'datasets/prepare.py' in path.read_text()}
+    configs = (ROOT / 'configs').glob('*.py')
+    needing = {path.stem for path in configs if 'datasets/prepare.py' in path.read_text()}
     assert needing == set(PAPER_CONFIGS)
 
 
@@ -68,14 +71,10 @@ def test_every_config_that_needs_a_data_set_is_here():
 @pytest.mark.usefixtures('cache', 'unchecked')
 @pytest.mark.parametrize('name', PAPER_CONFIGS)
 def test_prepared_trained_and_evaluated(name, tmp_path):
-    config = load(next(path for path in CONFIGS if path.stem == name), 'smoke_prepared')
+    config = load(ROOT / 'configs' / f'{name}.py:smoke_prepared')
     state = train.train(config, str(tmp_path))
     assert int(state.step) == config.num_steps
     summary = json.loads((tmp_path / 'metrics.json').read_text())
-    assert summary['protocol'] == load_full(name).protocol
-    data = config.eval_data if 'eval_data' in config else config.data
-    assert summary['hands'] == len(PreparedSource(split=config.eval_split, dataset=data.dataset))
-
-
-def load_full(name):
-    return load(next(path for path in CONFIGS if path.stem == name))
+    assert summary['protocol'] == load(ROOT / 'configs' / f'{name}.py').protocol
+    measured_on = load_source(split=config.eval_split, **evaluation_data(config))
+    assert summary['hands'] == len(measured_on)

@@ -22,9 +22,9 @@ from absl.testing import flagsaver
 from etils import epath
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
-from test_configs import load
 
 from handpose_jax import inference, main, train, visualize
+from handpose_jax.config import load
 from handpose_jax.data import pipeline
 from handpose_jax.data.sources import SketchSource
 from handpose_jax.data.transforms import Augmentation
@@ -49,7 +49,7 @@ def get_config():
 
 def tiny_config():
     """A small network on drawn hands, by plain gradient descent, which amplifies no rounding."""
-    config = load(ROOT / 'configs' / 'quickstart.py', 'smoke')
+    config = load(ROOT / 'configs' / 'quickstart.py:smoke')
     with config.unlocked():
         config.optimizer = ConfigDict({'name': 'sgd', 'learning_rate': 1e-3})
         config.size = 32
@@ -163,8 +163,7 @@ def test_a_run_on_many_goes_on_on_one_device(runs, tmp_path, name):
     train.train(tiny_config(), str(workdir), stop_at=runs['one'].last)
     assert_same_rows(read_metrics(workdir / 'metrics.jsonl'), runs['one'].rows)
     found, expected = (
-        inference.load_run(str(folder)).variables
-        for folder in (workdir, runs['one'].workdir)
+        inference.load_run(str(folder)).variables for folder in (workdir, runs['one'].workdir)
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -27,7 +27,7 @@ def test_without_patience_it_never_ends():
 
 
 def test_an_improvement_must_be_large_enough():
-    stopping = EarlyStopping(patience=1, smallest=0.5)
+    stopping = EarlyStopping(patience=1, min_delta=0.5)
     stopping.update({'epe_mean_224': 9.0})
     stopping.update({'epe_mean_224': 8.6})
     assert stopping.finished
@@ -58,7 +58,7 @@ def test_an_unknown_metric_is_told_the_known_ones():
 def test_a_training_ends_early_with_a_whole_result_and_does_not_go_on(tmp_path):
     # The quick start's network gets better than this by less than 1,000 px at any evaluation.
     config = make_config(
-        **{'num_steps': 40, 'early_stopping.patience': 2, 'early_stopping.smallest': 1000.0}
+        **{'num_steps': 40, 'early_stopping.patience': 2, 'early_stopping.min_delta': 1000.0}
     )
     train.train(config, str(tmp_path))
     rows = read_metrics(tmp_path / 'metrics.jsonl')

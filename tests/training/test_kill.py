@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_configs import load
 
 from handpose_jax import train
+from handpose_jax.config import load
 from handpose_jax.training import checkpoints
 
 ROOT = Path(__file__).parents[2]
 
 
 def make_config(**changes):
-    config = load(ROOT / 'configs' / 'quickstart.py', 'smoke')
+    config = load(ROOT / 'configs' / 'quickstart.py:smoke')
     config.update_from_flattened_dict(
         {
             'model.width': 0.25,

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_configs import CONFIGS, load
 from test_end_to_end import write_folder
 
+from handpose_jax.config import load
 from handpose_jax.training import checkpoints
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -22,7 +24,7 @@ def test_overfits_eight_photographs(tmp_path):
         _copy_eight_photographs(Path(assets) / 'real_hands', folder)
     else:
         write_folder(folder, 8)
-    config = load(next(path for path in CONFIGS if path.stem == 'real_hands'))
+    config = load(ROOT / 'configs' / 'real_hands.py')
     config.update_from_flattened_dict(
         {
             'size': 96,

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
+from ml_collections import ConfigDict
 
+from handpose_jax.config import evaluation_data
 from handpose_jax.evaluation import calibration, metrics, protocols
 from handpose_jax.process import storage
 from handpose_jax.training import workdirs
@@ -92,7 +94,7 @@ class Run:
     @property
     def eval_data(self) -> dict[str, Any]:
         """The settings of the data that was evaluated on, as sources.load_source takes them."""
-        return dict(self.config.get('eval_data') or self.config['data'])
+        return evaluation_data(ConfigDict(self.config))
 
     @property
     def trained_on(self) -> str:
