@@ -8,7 +8,7 @@ Without --workdir the network is that of --config with random weights, which tak
 network is in a process of its own, and they take turns of a few calls, so that a noisy machine does
 not favour one; a large matrix product takes turns with them and says how fast the machine is.
 Writes JSON, a table and a plot to benchmarks/results/. docs/latency.md explains every figure;
-latency_compare.py explains what --compare calls slower.
+latency_parts/compare.py explains what --compare calls slower.
 """
 
 import argparse
@@ -28,14 +28,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import android
-import latency_artefacts
-import latency_compare
-import latency_report
-import latency_rounds
 import machine
-from latency_artefacts import BACKENDS, PRECISIONS
-from latency_worker import MATMUL_CALLS, MATMUL_SIDE
+from latency_parts import android, artefacts, compare, report, turns
+from latency_parts.artefacts import BACKENDS, PRECISIONS
+from latency_parts.worker import MATMUL_CALLS, MATMUL_SIDE
 
 HERE = pathlib.Path(__file__).parent
 RUNTIMES = ('ai-edge-litert', 'onnxruntime', 'openvino', 'tensorflow', 'tensorflow-cpu')
@@ -52,7 +48,7 @@ def read_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     add('--model', action='append', default=[], type=pathlib.Path, metavar='FILE',
         help='a .tflite or .onnx file to measure too; may be repeated')  # fmt: skip
     add('--workdir', metavar='W', help='measure W/export; default: random weights')
-    add('--config', default=str(latency_artefacts.CONFIG), metavar='FILE[:VARIANT]',
+    add('--config', default=str(artefacts.CONFIG), metavar='FILE[:VARIANT]',
         help='whose network gets random weights; default: configs/cmu.py')  # fmt: skip
     add('--size', nargs='+', type=int, metavar='PX', help="side of the images; default: config's")
     add('--threads', nargs='+', type=int, default=[1])
@@ -123,13 +119,11 @@ def choose(flags: argparse.Namespace) -> tuple[list[tuple[str, str]], list[str]]
         precisions = flags.precision if backend == 'tflite' else ['f32']
         chosen, reasons = [], [_unusable(backend, flags)]
         for precision in () if reasons[0] else precisions:
-            if flags.workdir is None or latency_artefacts.is_exported(
-                flags.workdir, backend, precision
-            ):
+            if flags.workdir is None or artefacts.is_exported(flags.workdir, backend, precision):
                 chosen.append((backend, precision))
             else:
                 reasons.append(
-                    f'{name}: {latency_artefacts.file_name(backend, precision)} is not in '
+                    f'{name}: {artefacts.file_name(backend, precision)} is not in '
                     'W/export; write it with python -m handpose_jax.export --workdir W'
                 )
         reasons = list(filter(None, reasons))
@@ -142,7 +136,7 @@ def choose(flags: argparse.Namespace) -> tuple[list[tuple[str, str]], list[str]]
 
 def _unusable(backend: str, flags: argparse.Namespace) -> str:
     """Why a backend cannot be measured; '' if it can."""
-    missing = latency_artefacts.missing_modules(backend, make=flags.workdir is None)
+    missing = artefacts.missing_modules(backend, make=flags.workdir is None)
     if missing:
         return f'{backend}: not installed: {", ".join(missing)}; see docs/latency.md'
     if backend != 'tflite' and 'f32' not in flags.precision:
@@ -176,7 +170,7 @@ def prepare(
     for size in (flags.size or [None]) if wanted else ():
         print(f'preparing {len(wanted)} files of the network ...', file=sys.stderr)
         made, about = in_fresh_process(
-            latency_artefacts.prepare,
+            artefacts.prepare,
             config_path=pathlib.Path(path),
             variant=variant,
             workdir=flags.workdir,
@@ -191,7 +185,7 @@ def prepare(
         backends = ['tflite'] if file.suffix == '.tflite' else ['onnx']
         if file.suffix == '.onnx' and 'openvino' in flags.backend:
             backends.append('openvino')
-        contenders += [latency_artefacts.given_file(file, backend) for backend in backends]
+        contenders += [artefacts.given_file(file, backend) for backend in backends]
     return contenders, about
 
 
@@ -213,7 +207,7 @@ def measure_group(
     contenders: Sequence[dict[str, Any]], flags: argparse.Namespace, threads: int, batch: int
 ) -> dict[str, Any]:
     """The contenders of one size, on so many threads, with so many images in a call."""
-    workers: dict[str, latency_rounds.Worker] = {}
+    workers: dict[str, turns.Worker] = {}
     shared = {'threads': threads, 'batch': batch, 'device': flags.device}
     cases = [{'name': 'matmul', 'backend': 'matmul', 'size': None, **shared}]
     for number, contender in enumerate(contenders):
@@ -224,8 +218,8 @@ def measure_group(
             for case in cases:
                 print(f'  opening {case["name"]}', file=sys.stderr)
                 # Names may occur twice, as of files in two folders.
-                workers[str(case.get('number', 'matmul'))] = latency_rounds.Worker(case)
-        turns = latency_rounds.alternate(
+                workers[str(case.get('number', 'matmul'))] = turns.Worker(case)
+        taken = turns.alternate(
             {
                 name: functools.partial(
                     worker.turn, MATMUL_CALLS if name == 'matmul' else flags.calls
@@ -238,18 +232,16 @@ def measure_group(
         for worker in workers.values():
             worker.close()
     side = MATMUL_SIDE[flags.device]
-    gflops = [latency_rounds.matmul_gflops(turn, side) for turn in turns['matmul']]
+    gflops = [turns.matmul_gflops(turn, side) for turn in taken['matmul']]
     reference = None
     for number, contender in enumerate(contenders):
-        if contender['own'] and (contender['backend'], contender['precision']) == (
-            latency_rounds.REFERENCE
-        ):
-            reference = turns[str(number)]
+        if contender['own'] and (contender['backend'], contender['precision']) == (turns.REFERENCE):
+            reference = taken[str(number)]
     rows = [
-        latency_rounds.summarise(
+        turns.summarise(
             contender,
             workers[str(number)].facts,
-            turns[str(number)],
+            taken[str(number)],
             batch=batch,
             gflops=gflops,
             reference=reference,
@@ -350,13 +342,13 @@ def run(arguments: Sequence[str]) -> int:
                 phone, flags.benchmark_model, on_phone, flags.threads
             )
     results['skipped'] = skipped
-    results['targets'] = latency_report.targets(results)
+    results['targets'] = report.targets(results)
     results['machine'] = in_fresh_process(fingerprint)
     write(results, flags.output)
     if old is None:
         return 0
-    compared = latency_compare.compare(old, results)
-    print(latency_compare.table(compared))
+    compared = compare.compare(old, results)
+    print(compare.table(compared))
     return int(any(row['slower'] for row in compared))
 
 
@@ -375,10 +367,10 @@ def write(results: dict[str, Any], path: pathlib.Path) -> None:
     """Writes the JSON, the table and the plot beside it, and prints the table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + '\n')
-    table = latency_report.markdown(results)
+    table = report.markdown(results)
     path.with_suffix('.md').write_text(table)
     if results['groups']:
-        latency_report.plot(results, path.with_suffix('.svg'))
+        report.plot(results, path.with_suffix('.svg'))
     print(table)
 
 

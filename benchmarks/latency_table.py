@@ -10,8 +10,8 @@ import json
 import pathlib
 from typing import Any
 
-import latency_report
 import readme_table
+from latency_parts import report
 
 HERE = pathlib.Path(__file__).parent
 BEGIN = '<!-- latency: made by benchmarks/latency_table.py -->\n'
@@ -35,7 +35,7 @@ def cpu_table(results: dict[str, Any]) -> str:
         key=lambda group: (group['size'] or 0, group['threads']),
     )
     labels = list(dict.fromkeys(_label(row) for group in groups for row in group['rows']))
-    head = ['median ms for one image', *(latency_report.heading(group) for group in groups)]
+    head = ['median ms for one image', *(report.heading(group) for group in groups)]
     head += ['load s', 'peak MB', 'file MB']
     lines = [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
     for label in labels:
@@ -45,15 +45,14 @@ def cpu_table(results: dict[str, Any]) -> str:
         last = next(row for row in reversed(found) if row is not None)
         cells = [
             label,
-            *('' if row is None else latency_report.milliseconds(row['p50_ms']) for row in found),
+            *('' if row is None else report.milliseconds(row['p50_ms']) for row in found),
             f'{last["import_s"] + last["load_s"] + last["first_call_ms"] / 1e3:.1f}',
             f'{last["peak_memory_mb"]:.0f}',
             f'{last["bytes"] / 1e6:.1f}',
         ]
         lines.append(f'| {" | ".join(cells)} |')
     rates = ', '.join(
-        f'{group["matmul_gflops"]:.0f} GFLOP/s ({latency_report.heading(group)})'
-        for group in groups
+        f'{group["matmul_gflops"]:.0f} GFLOP/s ({report.heading(group)})' for group in groups
     )
     machine = results['machine']
     lines += [
@@ -73,7 +72,7 @@ def gpu_table(results: dict[str, Any]) -> str:
         for row in group['rows']:
             there = row['resident']
             lines.append(
-                f'| {group["batch"]} | {latency_report.milliseconds(row["p50_ms"])} | '
+                f'| {group["batch"]} | {report.milliseconds(row["p50_ms"])} | '
                 f'{row["frames_per_s"]:,.0f} | {there["frames_per_s"]:,.0f} |'
             )
     sizes = ', '.join(f'{size} px' for size in sorted({g['size'] for g in results['groups']}))
@@ -97,7 +96,7 @@ def table() -> str:
         missing.append('GPU')
     found = (phone or cpu).get('phone')
     if found:
-        parts.append(latency_report.phone_table(found))
+        parts.append(report.phone_table(found))
     else:
         missing.append('phone')
     if missing:

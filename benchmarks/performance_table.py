@@ -20,8 +20,8 @@ def _read(name: str) -> dict[str, Any]:
 
 def table() -> str:
     """The table in Markdown, and a line on the machines it was measured on."""
-    names = ('throughput', 'inference', 'rendering', 'first_step')
-    throughput, inference, rendering, first_step = results = [_read(name) for name in names]
+    names = ('throughput', 'rendering', 'first_step')
+    throughput, rendering, first_step = results = [_read(name) for name in names]
     rows = []
 
     def rate(values: dict[str, float]) -> str:
@@ -44,16 +44,6 @@ def table() -> str:
         ('rendering hands at 224 px', 'render_224', 'rendering', rendering),
     ):
         rows.append((what, rate(result[name]), '', file))
-    for size in (224, 112):
-        ours, lite = (inference[f'at_{size}'][name] for name in ('jax_tuned', 'litert'))
-        rows.append(
-            (
-                f'one image at {size} px, one thread, in JAX',
-                f'{ours["median_ms"]:.1f} ms',
-                f'{ours["ratio_to_litert"]:.2f} x LiteRT with XNNPACK ({lite["median_ms"]:.1f} ms)',
-                'inference',
-            )
-        )
     rows.append(
         (
             'from the command to the first training step, 112 px',

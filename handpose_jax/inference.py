@@ -1,7 +1,6 @@
 """Opens trained networks from their workdirs, and makes the compiled functions that predict."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +110,7 @@ def for_inference(
         The network, and its variables.
     """
     changed = {**settings, 'implementation': implementation, 'dtype': 'float32'}
-    if 'folded' in inspect.signature(models.MODELS[settings['name']]).parameters:
+    if settings['name'] in models.FOLDABLE:
         variables = folding.fold(models.build(**settings), variables)
         changed['folded'] = True
     return models.build(**changed), variables

@@ -22,128 +22,57 @@ pixels for each of its maps'."""
 
 
 def mobilenet_v2(
-    *,
-    width: float = 1.0,
-    decoder_widths: Mapping[str, int] | None = None,
-    bn_momentum: float = 0.99,
-    dtype: str = 'float32',
-    implementation: str = 'auto',
-    folded: bool = False,
+    *, width: float = 1.0, decoder_widths: Mapping[str, int] | None = None, **computing: Any
 ) -> HeatmapNetwork:
     """The paper's network: MobileNetV2 without block 14's stride, and the decoder.
 
     Args:
         width: multiplier on the encoder's channels.
         decoder_widths: fields of DecoderWidths that differ from the paper's.
-        bn_momentum: momentum of all running statistics.
-        dtype: of the computation, 'float32' or 'bfloat16'; parameters and heatmaps are float32.
-        implementation: of the convolutions, see handpose_jax.models.layers.
-        folded: without batch normalisation, for parameters from handpose_jax.models.folding.
+        **computing: attributes of layers.Layer.
     """
-    common: dict[str, Any] = {
-        'bn_momentum': bn_momentum,
-        'dtype': jnp.dtype(dtype),
-        'implementation': implementation,
-        'folded': folded,
-    }
     return HeatmapNetwork(
-        encoder=MobileNetV2(width=width, name='encoder', **common),
+        encoder=MobileNetV2(width=width, name='encoder', **computing),
         widths=DecoderWidths(**(decoder_widths or {})),
-        **common,
+        **computing,
     )
 
 
 def resnet50(
-    *,
-    decoder_widths: Mapping[str, int] | None = None,
-    bn_momentum: float = 0.99,
-    dtype: str = 'float32',
-    implementation: str = 'auto',
-    folded: bool = False,
+    *, decoder_widths: Mapping[str, int] | None = None, **computing: Any
 ) -> HeatmapNetwork:
     """The ablation's network: ResNet-50 up to conv4_6, and the same decoder.
 
     Args:
         decoder_widths: fields of DecoderWidths that differ from the paper's.
-        bn_momentum: momentum of all running statistics.
-        dtype: of the computation, 'float32' or 'bfloat16'; parameters and heatmaps are float32.
-        implementation: of the convolutions, see handpose_jax.models.layers.
-        folded: without batch normalisation, for parameters from handpose_jax.models.folding.
+        **computing: attributes of layers.Layer.
     """
-    common: dict[str, Any] = {
-        'bn_momentum': bn_momentum,
-        'dtype': jnp.dtype(dtype),
-        'implementation': implementation,
-        'folded': folded,
-    }
     return HeatmapNetwork(
-        encoder=ResNet50(name='encoder', **common),
+        encoder=ResNet50(name='encoder', **computing),
         widths=DecoderWidths(**(decoder_widths or {})),
         mean=RESNET_MEAN,
         scale=RESNET_SCALE,
-        **common,
-    )
-
-
-def small_unet(
-    *,
-    width: float = 1.0,
-    bn_momentum: float = 0.9,
-    dtype: str = 'float32',
-    implementation: str = 'auto',
-    folded: bool = False,
-) -> SmallUNet:
-    """The quick start's network, which learns from random weights in minutes.
-
-    Args:
-        width: multiplier on the channels.
-        bn_momentum: momentum of all running statistics.
-        dtype: of the computation, 'float32' or 'bfloat16'; parameters and heatmaps are float32.
-        implementation: of the convolutions, see handpose_jax.models.layers.
-        folded: without batch normalisation, for parameters from handpose_jax.models.folding.
-    """
-    return SmallUNet(
-        width=width,
-        bn_momentum=bn_momentum,
-        dtype=jnp.dtype(dtype),
-        implementation=implementation,
-        folded=folded,
-    )
-
-
-def unet(
-    *,
-    width: float = 1.0,
-    bn_momentum: float = 0.9,
-    dtype: str = 'float32',
-    implementation: str = 'auto',
-) -> UNet:
-    """The tutorial's network: 21 maps of 0..1 at the resolution of the input.
-
-    Args:
-        width: multiplier on the channels.
-        bn_momentum: momentum of all running statistics.
-        dtype: of the computation, 'float32' or 'bfloat16'; parameters and heatmaps are float32.
-        implementation: of the convolutions, see handpose_jax.models.layers.
-    """
-    return UNet(
-        width=width, bn_momentum=bn_momentum, dtype=jnp.dtype(dtype), implementation=implementation
+        **computing,
     )
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     'mobilenet_v2': mobilenet_v2,
     'resnet50': resnet50,
-    'small_unet': small_unet,
-    'unet': unet,
+    'small_unet': SmallUNet,
+    'unet': UNet,
 }
 
+FOLDABLE = frozenset({'mobilenet_v2', 'resnet50', 'small_unet'})
+"""Networks whose batch normalisation follows a convolution, and can be folded into it."""
 
-def build(name: str, **kwargs: Any) -> nn.Module:
+
+def build(name: str, *, dtype: str = 'float32', **kwargs: Any) -> nn.Module:
     """Makes a network by name; `build(**config.model)` is how configs choose one.
 
     Args:
         name: a key of MODELS.
+        dtype: of the computation, 'float32' or 'bfloat16'; parameters and heatmaps are float32.
         **kwargs: the network's own keyword arguments.
 
     Raises:
@@ -151,4 +80,4 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     """
     if name not in MODELS:
         raise ValueError(f'model.name: expected one of {sorted(MODELS)}, got {name!r}')
-    return MODELS[name](**kwargs)
+    return MODELS[name](dtype=jnp.dtype(dtype), **kwargs)

@@ -4,6 +4,7 @@ Source: Gouidis et al. 2019, figure 2 for the order of the layers; their widths 
 authors' earlier network and reproduce its size (4.24 M parameters with MobileNetV2 1.0).
 """
 
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from handpose_jax.hand import NUM_KEYPOINTS
-from handpose_jax.models.layers import ConvBN, conv, leaky_relu, relu6
+from handpose_jax.models.layers import ConvBN, Layer, conv, leaky_relu, relu6
 
 NUM_HEATMAPS = NUM_KEYPOINTS + 1
 """One map for each keypoint, and the background last."""
@@ -47,41 +48,29 @@ def empty_maps(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     return jnp.zeros(shape, dtype).at[-1].set(1)
 
 
-class Decoder(nn.Module):
+class Decoder(Layer):
     """Encoder features [b h/16 w/16 c] to heatmaps [b h/4 w/4 22]."""
 
     widths: DecoderWidths = DecoderWidths()
-    bn_momentum: float = 0.99
-    dtype: Any = jnp.float32
-    implementation: str = 'auto'
-    folded: bool = False
 
     @nn.compact
     def __call__(self, features: Array, train: bool) -> Array:
-        common = {
-            'bn_momentum': self.bn_momentum,
-            'dtype': self.dtype,
-            'implementation': self.implementation,
-            'folded': self.folded,
-        }
+
+        conv_bn: Any = functools.partial(ConvBN, **self.handed_down())
 
         def pointwise(x: Array, width: int, name: str, activation: Any = relu6) -> Array:
-            return ConvBN(width, activation=activation, name=name, **common)(x, train)
+            return conv_bn(width, activation=activation, name=name)(x, train)
 
         def separable(x: Array, width: int, name: str) -> Array:
-            x = ConvBN(
-                kind='depthwise',
-                kernel_size=3,
-                activation=relu6,
-                name=f'{name}_depthwise',
-                **common,
+            x = conv_bn(
+                kind='depthwise', kernel_size=3, activation=relu6, name=f'{name}_depthwise'
             )(x, train)
             return pointwise(x, width, f'{name}_pointwise')
 
         def upsample(x: Array, width: int, name: str) -> Array:
-            return ConvBN(
-                width, kind='transposed', kernel_size=4, activation=relu6, name=name, **common
-            )(x, train)
+            return conv_bn(width, kind='transposed', kernel_size=4, activation=relu6, name=name)(
+                x, train
+            )
 
         w = self.widths
         x = pointwise(features, w.reduce, 'reduce')
@@ -109,7 +98,7 @@ class Decoder(nn.Module):
         return maps.astype(jnp.float32) + bias
 
 
-class HeatmapNetwork(nn.Module):
+class HeatmapNetwork(Layer):
     """RGB images as they are, 0..255, to 22 heatmaps at stride 4. Normalisation happens in here.
 
     Attributes:
@@ -117,20 +106,12 @@ class HeatmapNetwork(nn.Module):
         widths: the decoder's channels.
         mean: of each channel, subtracted from the 0..255 image.
         scale: of each channel, the divisor after the subtraction.
-        bn_momentum: momentum of the decoder's running statistics.
-        dtype: of the computation.
-        implementation: see handpose_jax.models.layers.
-        folded: see handpose_jax.models.layers.ConvBN.
     """
 
     encoder: nn.Module
     widths: DecoderWidths = DecoderWidths()
     mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     scale: tuple[float, float, float] = (127.5, 127.5, 127.5)
-    bn_momentum: float = 0.99
-    dtype: Any = jnp.float32
-    implementation: str = 'auto'
-    folded: bool = False
 
     stride: ClassVar[int] = STRIDE
 
@@ -155,9 +136,6 @@ class HeatmapNetwork(nn.Module):
         features = self.encoder(x.astype(self.dtype), train)
         return Decoder(
             widths=self.widths,
-            bn_momentum=self.bn_momentum,
-            dtype=self.dtype,
-            implementation=self.implementation,
-            folded=self.folded,
             name='decoder',
+            **self.handed_down(),
         )(features, train)

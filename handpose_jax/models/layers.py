@@ -427,7 +427,33 @@ def check_inference(train: bool) -> None:
         )
 
 
-class ConvBN(nn.Module):
+class Layer(nn.Module, kw_only=True):
+    """What a network hands down to all its parts: how they compute.
+
+    Attributes:
+        bn_momentum: weight of the old running statistics at each update.
+        dtype: of the computation; parameters and heatmaps are float32.
+        implementation: see the module's docstring.
+        folded: a bias in place of batch normalisation, for inference with parameters from
+            handpose_jax.models.folding.
+    """
+
+    bn_momentum: float = 0.99
+    dtype: Any = jnp.float32
+    implementation: str = 'auto'
+    folded: bool = False
+
+    def handed_down(self) -> dict[str, Any]:
+        """The attributes above, as keyword arguments of a part."""
+        return {
+            'bn_momentum': self.bn_momentum,
+            'dtype': self.dtype,
+            'implementation': self.implementation,
+            'folded': self.folded,
+        }
+
+
+class ConvBN(Layer):
     """Convolution without bias, batch normalisation, activation.
 
     Attributes:
@@ -436,12 +462,7 @@ class ConvBN(nn.Module):
         kernel_size: side of the kernel.
         stride: in both directions.
         activation: applied last, or None.
-        bn_momentum: momentum of the running statistics.
         bn_epsilon: added to the variance.
-        dtype: of the computation; parameters are float32.
-        implementation: see the module's docstring.
-        folded: a bias in place of batch normalisation, for inference with parameters from
-            handpose_jax.models.folding.
     """
 
     features: int = 0
@@ -449,11 +470,7 @@ class ConvBN(nn.Module):
     kernel_size: int = 1
     stride: int = 1
     activation: Callable[[Array], Array] | None = None
-    bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
-    dtype: Any = jnp.float32
-    implementation: str = 'auto'
-    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:

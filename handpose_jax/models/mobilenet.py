@@ -3,13 +3,13 @@
 Source: Sandler et al. 2018, "MobileNetV2", table 2; Gouidis et al. 2019, section 3.1.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from handpose_jax.models.layers import ConvBN, relu6
+from handpose_jax.models.layers import ConvBN, Layer, relu6
 
 
 class BlockSpec(NamedTuple):
@@ -50,78 +50,48 @@ def scaled_width(features: int, width: float) -> int:
     return scaled + 8 if scaled < 0.9 * features * width else scaled
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(Layer):
     """Expand 1x1, depthwise 3x3, project 1x1 without activation; a skip where shapes allow it."""
 
     features: int
     stride: int
     expansion: int
-    bn_momentum: float = 0.99
-    dtype: Any = jnp.float32
-    implementation: str = 'auto'
-    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        common = {
-            'bn_momentum': self.bn_momentum,
-            'dtype': self.dtype,
-            'implementation': self.implementation,
-            'folded': self.folded,
-        }
+        conv: Any = functools.partial(ConvBN, **self.handed_down())
         y = x
         if self.expansion != 1:
-            y = ConvBN(self.expansion * x.shape[-1], activation=relu6, name='expand', **common)(
-                y, train
-            )
-        y = ConvBN(
-            kind='depthwise',
-            kernel_size=3,
-            stride=self.stride,
-            activation=relu6,
-            name='depthwise',
-            **common,
+            y = conv(self.expansion * x.shape[-1], activation=relu6, name='expand')(y, train)
+        y = conv(
+            kind='depthwise', kernel_size=3, stride=self.stride, activation=relu6, name='depthwise'
         )(y, train)
-        y = ConvBN(self.features, name='project', **common)(y, train)
+        y = conv(self.features, name='project')(y, train)
         return x + y if y.shape == x.shape else y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Layer):
     """The encoder: [b h w 3] normalised images to [b h/16 w/16 320 x width] features.
 
     Attributes:
         width: multiplier on every channel count.
         output_stride: 16 as the paper has it, or 32 as published (for checking ImageNet weights).
-        bn_momentum: momentum of the running statistics.
-        dtype: of the computation; parameters are float32.
-        implementation: see handpose_jax.models.layers.
-        folded: see handpose_jax.models.layers.ConvBN.
     """
 
     width: float = 1.0
     output_stride: int = 16
-    bn_momentum: float = 0.99
-    dtype: Any = jnp.float32
-    implementation: str = 'auto'
-    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         if self.output_stride not in (16, 32):
             raise ValueError(f'output_stride must be 16 or 32, got {self.output_stride}')
-        common = {
-            'bn_momentum': self.bn_momentum,
-            'dtype': self.dtype,
-            'implementation': self.implementation,
-            'folded': self.folded,
-        }
         x = ConvBN(
             scaled_width(STEM_FEATURES, self.width),
             kernel_size=3,
             stride=2,
             activation=relu6,
             name='stem',
-            **common,
+            **self.handed_down(),
         )(x, train)
         for number, spec in enumerate(BLOCKS, start=1):
             unstrided = self.output_stride == 16 and number == UNSTRIDED_BLOCK
@@ -130,6 +100,6 @@ class MobileNetV2(nn.Module):
                 stride=1 if unstrided else spec.stride,
                 expansion=spec.expansion,
                 name=f'block_{number:02d}',
-                **common,
+                **self.handed_down(),
             )(x, train)
         return x

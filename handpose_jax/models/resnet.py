@@ -7,6 +7,7 @@ Source: He et al. 2016, "Deep Residual Learning for Image Recognition", table 1;
 2019, the ablation of the encoder.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from handpose_jax.models.layers import BatchNorm, ConvBN, check_inference
+from handpose_jax.models.layers import BatchNorm, ConvBN, Layer, check_inference
 
 MEAN = (123.68, 116.779, 103.939)
 """RGB, of 0..255 images. Source: the Caffe release of the original weights."""
@@ -32,7 +33,7 @@ STAGES: dict[str, tuple[int, int, int]] = {
 """Channels of the 3x3 convolutions, blocks, stride of the first block; conv2_1 .. conv4_6."""
 
 
-class Stem(nn.Module):
+class Stem(Layer):
     """Convolution 7x7 with stride 2, batch normalisation, ReLU, max pooling 3x3 with stride 2.
 
     Its padding is 3 on every side, where ConvBN's SAME would be 2 and 3.
@@ -69,66 +70,35 @@ class Stem(nn.Module):
         return nn.max_pool(x, (3, 3), (2, 2), padding='VALID')
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Layer):
     """1x1, 3x3, 1x1 to four times the channels; the shortcut is projected where shapes differ."""
 
     features: int
     stride: int
-    bn_momentum: float = 0.99
-    dtype: Any = jnp.float32
-    implementation: str = 'auto'
-    folded: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        common: dict[str, Any] = {
-            'bn_momentum': self.bn_momentum,
-            'bn_epsilon': BN_EPSILON,
-            'dtype': self.dtype,
-            'implementation': self.implementation,
-            'folded': self.folded,
-        }
-        y = ConvBN(self.features, stride=self.stride, activation=nn.relu, name='reduce', **common)(
-            x, train
-        )
-        y = ConvBN(self.features, kernel_size=3, activation=nn.relu, name='spatial', **common)(
-            y, train
-        )
-        y = ConvBN(4 * self.features, name='expand', **common)(y, train)
+        conv: Any = functools.partial(ConvBN, bn_epsilon=BN_EPSILON, **self.handed_down())
+        y = conv(self.features, stride=self.stride, activation=nn.relu, name='reduce')(x, train)
+        y = conv(self.features, kernel_size=3, activation=nn.relu, name='spatial')(y, train)
+        y = conv(4 * self.features, name='expand')(y, train)
         if x.shape != y.shape:
-            x = ConvBN(4 * self.features, stride=self.stride, name='shortcut', **common)(x, train)
+            x = conv(4 * self.features, stride=self.stride, name='shortcut')(x, train)
         return nn.relu(x + y)
 
 
-class ResNet50(nn.Module):
-    """The encoder: [b h w 3] images minus MEAN to [b h/16 w/16 1024] features.
-
-    Attributes:
-        bn_momentum: momentum of the running statistics.
-        dtype: of the computation; parameters are float32.
-        implementation: see handpose_jax.models.layers.
-        folded: see handpose_jax.models.layers.ConvBN.
-    """
-
-    bn_momentum: float = 0.99
-    dtype: Any = jnp.float32
-    implementation: str = 'auto'
-    folded: bool = False
+class ResNet50(Layer):
+    """The encoder: [b h w 3] images minus MEAN to [b h/16 w/16 1024] features."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = Stem(bn_momentum=self.bn_momentum, dtype=self.dtype, folded=self.folded, name='stem')(
-            x, train
-        )
+        x = Stem(name='stem', **self.handed_down())(x, train)
         for stage, (features, blocks, stride) in STAGES.items():
             for number in range(1, blocks + 1):
                 x = Bottleneck(
                     features,
                     stride=stride if number == 1 else 1,
-                    bn_momentum=self.bn_momentum,
-                    dtype=self.dtype,
-                    implementation=self.implementation,
-                    folded=self.folded,
                     name=f'{stage}_{number}',
+                    **self.handed_down(),
                 )(x, train)
         return x

@@ -6,35 +6,28 @@ every image. This one is 11 convolutions deep. Ours (confidence C), after Ronneb
 "U-Net", with strided convolutions down and doubled pixels up.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from handpose_jax.models.decoder import NUM_HEATMAPS, STRIDE, check_sides, empty_maps
-from handpose_jax.models.layers import ConvBN, conv
+from handpose_jax.models.layers import ConvBN, Layer, conv
 
 FEATURES = (24, 48, 96, 128)
 """Channels at strides 2, 4, 8 and 16."""
 
 
-class SmallUNet(nn.Module):
+class SmallUNet(Layer):
     """RGB images as they are, 0..255, to 22 heatmaps at stride 4. Normalisation happens in here.
 
     Attributes:
         width: multiplier on every channel count.
-        bn_momentum: momentum of the running statistics.
-        dtype: of the computation; parameters and heatmaps are float32.
-        implementation: see handpose_jax.models.layers.
-        folded: see handpose_jax.models.layers.ConvBN.
     """
 
     width: float = 1.0
     bn_momentum: float = 0.9
-    dtype: Any = jnp.float32
-    implementation: str = 'auto'
-    folded: bool = False
 
     stride: ClassVar[int] = STRIDE
 
@@ -62,11 +55,8 @@ class SmallUNet(nn.Module):
                 kernel_size=3,
                 stride=stride,
                 activation=nn.relu,
-                bn_momentum=self.bn_momentum,
-                dtype=self.dtype,
-                implementation=self.implementation,
-                folded=self.folded,
                 name=name,
+                **self.handed_down(),
             )(x, train)
 
         def upsample(x: Array) -> Array:

@@ -27,17 +27,13 @@ SIZE = 32
 
 with pytest.MonkeyPatch.context() as context:
     context.syspath_prepend(str(FOLDER))
-    import android
     import latency
-    import latency_artefacts
-    import latency_compare
-    import latency_report
-    import latency_rounds
     import latency_table
-    import latency_worker
-    import model_files
     import random_weights
     import readme_table
+    from latency_parts import android, artefacts, compare, model_files, report
+    from latency_parts import turns as latency_turns
+    from latency_parts import worker as latency_worker
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -70,7 +66,7 @@ def turn(whole, network=None, cores=1.0):
 
 
 def summary(turns, reference=None, gflops=None, batch=1):
-    return latency_rounds.summarise(
+    return latency_turns.summarise(
         CONTENDER,
         FACTS,
         turns,
@@ -116,7 +112,7 @@ def test_everyone_has_a_turn_in_each_round_and_nobody_is_always_first():
         name: (lambda backwards, name=name: said.append((name, backwards)) or len(said))
         for name in names
     }
-    found = latency_rounds.alternate(turns, rounds=6, pause=0)
+    found = latency_turns.alternate(turns, rounds=6, pause=0)
     rounds = [said[start : start + 3] for start in range(0, 18, 3)]
     assert all(sorted(name for name, _ in row) == list(names) for row in rounds)
     first = [row[0][0] for row in rounds]
@@ -128,11 +124,11 @@ def test_everyone_has_a_turn_in_each_round_and_nobody_is_always_first():
 
 def test_the_environment_sets_the_threads_and_no_cache():
     given = {'JAX_COMPILATION_CACHE_DIR': 'somewhere', 'XLA_FLAGS': '--a', 'HOME': 'h'}
-    one = latency_rounds.worker_environment(given, 1, 'cpu')
+    one = latency_turns.worker_environment(given, 1, 'cpu')
     assert one['XLA_FLAGS'] == '--a --xla_cpu_multi_thread_eigen=false'
     assert (one['NPROC'], one['JAX_PLATFORMS'], one['HOME']) == ('1', 'cpu', 'h')
     assert 'JAX_COMPILATION_CACHE_DIR' not in one
-    many = latency_rounds.worker_environment(given, 3, 'gpu')
+    many = latency_turns.worker_environment(given, 3, 'gpu')
     assert (many['NPROC'], many['XLA_FLAGS']) == ('3', '--a')
     assert 'JAX_PLATFORMS' not in many
 
@@ -143,10 +139,10 @@ CASE = {'name': 'x', 'threads': 1, 'device': 'cpu'}
 def test_a_worker_that_dies_is_an_error_with_its_last_words():
     dying = [sys.executable, '-c', 'input(); raise RuntimeError("out of luck")']
     with pytest.raises(ValueError, match='x: the process ended: RuntimeError: out of luck'):
-        latency_rounds.Worker(CASE, dying)
+        latency_turns.Worker(CASE, dying)
     refusing = [sys.executable, '-c', 'input(); print(\'{"error": "no such file"}\')']
     with pytest.raises(ValueError, match='x: no such file'):
-        latency_rounds.Worker(CASE, refusing)
+        latency_turns.Worker(CASE, refusing)
 
 
 def test_a_turn_calls_the_whole_in_a_row_and_the_network_beside_it():
@@ -193,17 +189,17 @@ PEAK = [100.0] * 6
     ],
 )
 def test_slower_is_what_exceeds_the_noise_of_both_runs(milliseconds, gflops, slower):
-    (row,) = latency_compare.compare(results(STEADY, PEAK), results(milliseconds, gflops))
+    (row,) = compare.compare(results(STEADY, PEAK), results(milliseconds, gflops))
     assert row['slower'] is slower
     assert row['time_ratio'] == pytest.approx(np.median(milliseconds) / 10, abs=1e-3)
-    assert ('SLOWER' in latency_compare.table([row])) is slower
+    assert ('SLOWER' in compare.table([row])) is slower
 
 
 def test_runs_that_cannot_be_compared_are_an_error():
     with pytest.raises(ValueError, match="processor 'p', this one has 'q'"):
-        latency_compare.compare(results(STEADY, PEAK), results(STEADY, PEAK, processor='q'))
+        compare.compare(results(STEADY, PEAK), results(STEADY, PEAK, processor='q'))
     with pytest.raises(ValueError, match='nothing in the earlier run'):
-        latency_compare.compare(results(STEADY, PEAK), results(STEADY, PEAK, name='onnx'))
+        compare.compare(results(STEADY, PEAK), results(STEADY, PEAK, name='onnx'))
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -218,7 +214,7 @@ def test_runs_that_cannot_be_compared_are_an_error():
         ('--model nothing.tflite', '--model nothing.tflite: expected a .tflite or .onnx file'),
         ('--compare nothing.json', '--compare nothing.json: cannot be read'),
         ('--backend jax --precision int8', 'jax: only in f32'),
-        ('--backend jax --config nothing.py', '--config nothing.py: no such file'),
+        ('--backend jax --config nothing.py', 'nothing.py: no such config'),
         ('--pin --threads 4096', '--pin: expected at most'),
     ],
 )
@@ -232,7 +228,7 @@ def test_mistakes_are_one_line(arguments, message, capsys, monkeypatch, tmp_path
 
 def test_a_missing_runtime_is_an_error_by_name_and_a_line_among_all(monkeypatch):
     monkeypatch.setattr(
-        latency_artefacts,
+        artefacts,
         'missing_modules',
         lambda backend, make: ['onnxruntime'] if backend == 'onnx' else [],
     )
@@ -245,7 +241,7 @@ def test_a_missing_runtime_is_an_error_by_name_and_a_line_among_all(monkeypatch)
 
 
 def test_what_a_workdir_lacks_is_an_error_by_name_and_a_line_among_all(monkeypatch, tmp_path):
-    monkeypatch.setattr(latency_artefacts, 'missing_modules', lambda backend, make: [])
+    monkeypatch.setattr(artefacts, 'missing_modules', lambda backend, make: [])
     (tmp_path / 'export').mkdir()
     (tmp_path / 'export' / 'handpose_int8.tflite').write_bytes(b'')
     words = ['--workdir', str(tmp_path), '--precision', 'f32', 'int8', '--backend']
@@ -571,7 +567,7 @@ def test_a_phone_is_measured_through_adb(monkeypatch, tmp_path):
     ]
     run = next(line for line in log if 'use_gpu' in line)
     assert f'{folder}/benchmark_model --graph={folder}/handpose_f32.tflite --num_runs=50' in run
-    table = latency_report.phone_table(found)
+    table = report.phone_table(found)
     assert 'Google Pixel 8, Android 15' in table
     assert '28.5 degrees' in table
 
@@ -585,7 +581,7 @@ def make_results():
         contender = {**CONTENDER, 'name': name, 'backend': 'tflite', 'own': own}
         turns = [turn([milliseconds] * 3, [milliseconds - 1] * 3) for _ in range(4)]
         rows.append(
-            latency_rounds.summarise(
+            latency_turns.summarise(
                 contender, FACTS, turns, batch=1, gflops=[80.0] * 4, reference=turns
             )
         )
@@ -594,7 +590,7 @@ def make_results():
     groups = [{**shared, 'threads': threads, 'rows': rows} for threads in (1, 2)]
     machine = {'processor': 'p', 'cores': 2}
     made = {'weights': 'random', 'groups': groups, 'machine': machine, 'skipped': ['onnx: why']}
-    return {**made, 'targets': latency_report.targets(made)}
+    return {**made, 'targets': report.targets(made)}
 
 
 def test_the_report_says_what_was_measured_and_what_was_not(tmp_path):
@@ -604,15 +600,15 @@ def test_the_report_says_what_was_measured_and_what_was_not(tmp_path):
     assert share['measured'] == pytest.approx(0.51)
     assert share['met']
     assert 'jax_ratio_to_tflite' not in made['targets']
-    text = latency_report.markdown(made)
+    text = report.markdown(made)
     assert '| hand_landmark_full | 1.50 | 20.0 | 30.0 |' in text
     assert 'Target decode_share_of_network, at most 0.05: 0.040, met.' in text
     assert 'Not measured: onnx: why' in text
     assert 'busy' not in text
     made['groups'][0]['rows'][0]['cores_used'] = 0.5
-    assert 'The machine was busy: one thread had 50% of a core' in latency_report.markdown(made)
+    assert 'The machine was busy: one thread had 50% of a core' in report.markdown(made)
     for name in ('a.svg', 'b.svg'):
-        latency_report.plot(made, tmp_path / name)
+        report.plot(made, tmp_path / name)
     assert (tmp_path / 'a.svg').read_bytes() == (tmp_path / 'b.svg').read_bytes()
 
 

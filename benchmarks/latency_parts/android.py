@@ -237,7 +237,7 @@ def measure(
     Args:
         phone: attached.
         binary: benchmark_model for its processor.
-        contenders: see latency_artefacts; .tflite files.
+        contenders: see artefacts; .tflite files.
         threads: of the CPU.
 
     Returns:

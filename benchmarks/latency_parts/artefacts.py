@@ -13,10 +13,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import model_files
+from latency_parts import model_files
 
 HERE = pathlib.Path(__file__).parent
-CONFIG = HERE.parent / 'configs' / 'cmu.py'
+CONFIG = HERE.parents[1] / 'configs' / 'cmu.py'
 """The paper's network."""
 
 BACKENDS = ('jax', 'tflite', 'onnx', 'openvino', 'saved_model', 'stablehlo')
@@ -76,8 +76,6 @@ def save_for_jax(config: Any, variables: Any, folder: pathlib.Path) -> None:
         variables: {'params', 'batch_stats'}.
         folder: receives network.json and variables.npz.
     """
-    import inspect
-
     import numpy as np
     from flax import traverse_util
 
@@ -85,7 +83,7 @@ def save_for_jax(config: Any, variables: Any, folder: pathlib.Path) -> None:
     from handpose_jax.models import folding
 
     settings = {**config.model.to_dict(), 'dtype': 'float32'}
-    if 'folded' in inspect.signature(models.MODELS[settings['name']]).parameters:
+    if settings['name'] in models.FOLDABLE:
         variables = folding.fold(models.build(**settings), variables)
         settings['folded'] = True
     folder.mkdir(parents=True)

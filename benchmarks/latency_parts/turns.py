@@ -55,8 +55,8 @@ class Worker:
         """Starts the process and opens the network; `facts` says what that took.
 
         Args:
-            case: see latency_worker.open_case.
-            command: what to start; default: latency_worker.py.
+            case: see worker.open_case.
+            command: what to start; default: worker.py.
 
         Raises:
             ValueError: if the network cannot be opened.
@@ -64,7 +64,7 @@ class Worker:
         self._name = case['name']
         self._said = tempfile.TemporaryFile('w+')  # noqa: SIM115, closed by close
         self._process = subprocess.Popen(
-            list(command) or [sys.executable, str(HERE / 'latency_worker.py')],
+            list(command) or [sys.executable, str(HERE / 'worker.py')],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -78,7 +78,7 @@ class Worker:
             raise
 
     def turn(self, calls: int, backwards: bool) -> dict[str, Any]:
-        """See latency_worker.take_turn."""
+        """See worker.take_turn."""
         return self._ask({'calls': calls, 'backwards': backwards})
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ def alternate(
 
 
 def matmul_gflops(turn: dict[str, Any], side: int) -> float:
-    """GFLOP/s of a turn of latency_worker.open_matmul."""
+    """GFLOP/s of a turn of worker.open_matmul."""
     return 2 * side**3 / (1e6 * statistics.median(turn['milliseconds']['whole']))
 
 
@@ -157,7 +157,7 @@ def summarise(
     """The figures of one contender in one group.
 
     Args:
-        contender: see latency_artefacts.
+        contender: see artefacts.
         facts: what it took to open it.
         turns: one for each round.
         batch: images in a call.
