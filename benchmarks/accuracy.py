@@ -23,7 +23,7 @@ HERE = pathlib.Path(__file__).parent
 _PATHS = ('workdir', 'init_from', 'root')
 
 
-def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+def _read_run(workdir: pathlib.Path) -> dict[str, Any]:
     """Config, final metrics, evaluations and training time of one finished run.
 
     Raises:
@@ -100,7 +100,7 @@ def main() -> None:
         label, separator, workdir = text.partition('=')
         if not separator:
             sys.exit(f'error: expected LABEL=WORKDIR, got {text!r}')
-        runs[label] = read_run(pathlib.Path(workdir))
+        runs[label] = _read_run(pathlib.Path(workdir))
     plot(runs, HERE.parent / 'docs' / 'images' / f'{flags.name}.png')
     results = {
         'benchmark': f'accuracy/{flags.name}',

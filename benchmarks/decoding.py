@@ -93,7 +93,7 @@ def decoders(sigma_map: float) -> dict[str, Points]:
     }
 
 
-def predict_maps(
+def _predict_maps(
     config: ConfigDict, workdir: str, limit: int
 ) -> tuple[int, int, np.ndarray, dict[str, np.ndarray]]:
     """Heatmaps of a workdir's validation split.
@@ -124,7 +124,7 @@ def predict_maps(
     return step, model.stride, np.concatenate(maps), whole
 
 
-def in_parts(function: Callable[[jax.Array], Any], maps: np.ndarray) -> Any:
+def _in_parts(function: Callable[[jax.Array], Any], maps: np.ndarray) -> Any:
     """Applies a jitted function to maps, a part at a time; joins its results."""
     jitted = jax.jit(function)
     results = [
@@ -178,7 +178,7 @@ def changes(before: metrics.KeypointErrors, after: metrics.KeypointErrors) -> di
 def measure(workdir: str, limit: int) -> dict[str, Any]:
     """All rows of one workdir."""
     config = workdirs.load_config(workdir)
-    step, stride, maps, batch = predict_maps(config, workdir, limit)
+    step, stride, maps, batch = _predict_maps(config, workdir, limit)
     sigma_map = config.sigma * config.size / metrics.EPE_FRAME / stride
     peak = maps.max(axis=(1, 2))
     protocol = protocols.get_protocol(config.protocol)
@@ -189,7 +189,7 @@ def measure(workdir: str, limit: int) -> dict[str, Any]:
 
     measured = {}
     for name, points in decoders(sigma_map).items():
-        found = heatmaps.crop_from_heatmap(jnp.asarray(in_parts(points, maps)), stride)
+        found = heatmaps.crop_from_heatmap(jnp.asarray(_in_parts(points, maps)), stride)
         measured[name] = errors_of(np.asarray(found), np.clip(peak, 0, 1))
     ways = compare(measured, protocol)
 
@@ -198,7 +198,7 @@ def measure(workdir: str, limit: int) -> dict[str, Any]:
         decode = functools.partial(
             heatmaps.decode, stride=stride, fallback=True, threshold=threshold
         )
-        found = in_parts(decode, maps)
+        found = _in_parts(decode, maps)
         with_fallback[str(threshold)] = errors_of(found.keypoints, found.confidence)
     fallback = compare(with_fallback, protocol)
     fallback['off'] = fallback.pop(BASELINE)

@@ -149,7 +149,7 @@ def exchange(columns: Columns, row: int, pairs: list[tuple[int, int]]) -> None:
             columns[name][row][[one, other]] = columns[name][row][[other, one]]
 
 
-def next_in_finger(columns: Columns, row: int, rng: np.random.Generator) -> str:
+def _next_in_finger(columns: Columns, row: int, rng: np.random.Generator) -> str:
     """Two neighbouring keypoints of a finger exchanged."""
     finger, joint = FINGERS[rng.integers(5)], rng.integers(3)
     a, b = finger[joint], finger[joint + 1]
@@ -157,7 +157,7 @@ def next_in_finger(columns: Columns, row: int, rng: np.random.Generator) -> str:
     return f'{hand.KEYPOINT_NAMES[a]} and {hand.KEYPOINT_NAMES[b]} were exchanged'
 
 
-def same_joint(columns: Columns, row: int, rng: np.random.Generator) -> str:
+def _same_joint(columns: Columns, row: int, rng: np.random.Generator) -> str:
     """The same joint of two neighbouring fingers exchanged."""
     finger, joint = rng.integers(4), rng.integers(4)
     a, b = FINGERS[finger][joint], FINGERS[finger + 1][joint]
@@ -172,7 +172,7 @@ def two_fingers(columns: Columns, row: int, rng: np.random.Generator) -> str:
     return f'{NAMES[finger]} and {NAMES[finger + 1]} were exchanged'
 
 
-def finger_reversed(columns: Columns, row: int, rng: np.random.Generator) -> str:
+def _finger_reversed(columns: Columns, row: int, rng: np.random.Generator) -> str:
     """A finger from tip to base."""
     number = rng.integers(5)
     a, b, c, d = FINGERS[number]
@@ -205,13 +205,13 @@ def scattered(columns: Columns, row: int, rng: np.random.Generator) -> str:
     return ''
 
 
-def at_zero(columns: Columns, row: int, rng: np.random.Generator) -> str:
+def _at_zero(columns: Columns, row: int, rng: np.random.Generator) -> str:
     """A keypoint at (0, 0), annotated."""
     columns['keypoints'][row, rng.integers(21)] = 0
     return ''
 
 
-def on_another(columns: Columns, row: int, rng: np.random.Generator) -> str:
+def _on_another(columns: Columns, row: int, rng: np.random.Generator) -> str:
     """A keypoint at the place of another."""
     a, b = rng.choice(21, 2, replace=False)
     columns['keypoints'][row, a] = columns['keypoints'][row, b]
@@ -225,33 +225,33 @@ def shifted(columns: Columns, row: int, rng: np.random.Generator) -> str:
     return ''
 
 
-def other_box(columns: Columns, row: int, rng: np.random.Generator) -> str:
+def _other_box(columns: Columns, row: int, rng: np.random.Generator) -> str:
     """The box beside the hand."""
     width = columns['box'][row, 2] - columns['box'][row, 0]
     columns['box'][row, [0, 2]] += width
     return ''
 
 
-def unannotated(columns: Columns, row: int, rng: np.random.Generator) -> str:
+def _unannotated(columns: Columns, row: int, rng: np.random.Generator) -> str:
     """Visible, but not annotated."""
     columns['annotated'][row, rng.integers(21)] = False
     return ''
 
 
-def other_hand(columns: Columns, row: int, rng: np.random.Generator) -> str:
+def _other_hand(columns: Columns, row: int, rng: np.random.Generator) -> str:
     """The flag of the other hand; only 3D keypoints can tell."""
     columns['is_left'][row] = ~columns['is_left'][row]
     return ''
 
 
-def bone_3d(columns: Columns, row: int, rng: np.random.Generator) -> str:
+def _bone_3d(columns: Columns, row: int, rng: np.random.Generator) -> str:
     """A 3D keypoint moved by 3 cm."""
     step = rng.normal(size=3)
     columns['keypoints_3d'][row, rng.integers(21)] += 0.03 * step / np.linalg.norm(step)
     return ''
 
 
-def other_camera(columns: Columns, row: int, rng: np.random.Generator) -> str:
+def _other_camera(columns: Columns, row: int, rng: np.random.Generator) -> str:
     """A camera with a focal length wrong by 10%."""
     columns['camera'][row, [0, 1], [0, 1]] *= 1.1
     return ''
@@ -259,25 +259,25 @@ def other_camera(columns: Columns, row: int, rng: np.random.Generator) -> str:
 
 ODD = ('order of a record', 'keypoint off the hand', 'shape')
 FAULTS: dict[str, Fault] = {
-    'neighbours in a finger exchanged': Fault(next_in_finger, 'anatomy', ODD),
-    'same joint of neighbouring fingers exchanged': Fault(same_joint, 'anatomy', ODD),
+    'neighbours in a finger exchanged': Fault(_next_in_finger, 'anatomy', ODD),
+    'same joint of neighbouring fingers exchanged': Fault(_same_joint, 'anatomy', ODD),
     'neighbouring fingers exchanged': Fault(two_fingers, 'anatomy', ODD),
-    'a finger from tip to base': Fault(finger_reversed, 'anatomy', ODD),
+    'a finger from tip to base': Fault(_finger_reversed, 'anatomy', ODD),
     'mirrored with a flip permutation': Fault(flip_permutation, 'anatomy', ODD),
     'a keypoint moved by 10% of the hand': Fault(moved(0.1), 'anatomy', ODD),
     'a keypoint moved by 20% of the hand': Fault(moved(0.2), 'anatomy', ODD),
     'a keypoint moved by 40% of the hand': Fault(moved(0.4), 'anatomy', ODD),
     'keypoints anywhere': Fault(scattered, 'anatomy', ODD),
-    'a keypoint at (0, 0)': Fault(at_zero, 'places', ('placeholder',)),
-    'a keypoint on another': Fault(on_another, 'places', ('same place',)),
+    'a keypoint at (0, 0)': Fault(_at_zero, 'places', ('placeholder',)),
+    'a keypoint on another': Fault(_on_another, 'places', ('same place',)),
     'hand beside the picture': Fault(shifted, 'places', ('outside', 'far outside')),
-    'box beside the hand': Fault(other_box, 'places', ('box',)),
-    'visible, not annotated': Fault(unannotated, 'visibility', ('visibility',)),
-    'flag of the other hand, 3D': Fault(other_hand, 'three dimensions', ('handedness',)),
+    'box beside the hand': Fault(_other_box, 'places', ('box',)),
+    'visible, not annotated': Fault(_unannotated, 'visibility', ('visibility',)),
+    'flag of the other hand, 3D': Fault(_other_hand, 'three dimensions', ('handedness',)),
     'a 3D keypoint moved by 3 cm': Fault(
-        bone_3d, 'three dimensions', ('bones in 3D', 'projection', 'handedness')
+        _bone_3d, 'three dimensions', ('bones in 3D', 'projection', 'handedness')
     ),
-    'focal length wrong by 10%': Fault(other_camera, 'three dimensions', ('projection',)),
+    'focal length wrong by 10%': Fault(_other_camera, 'three dimensions', ('projection',)),
 }
 LISTS = ('split', 'name', 'size', 'contrast', 'digest', 'damage')
 COLUMNS = ('keypoints', 'annotated', 'visible', 'is_left', 'box', 'keypoints_3d', 'camera')
@@ -305,16 +305,16 @@ def seeded(clean: survey.Survey, fault: Fault) -> dict[str, Any]:
     return result
 
 
-def subset(records: survey.Survey, count: int) -> survey.Survey:
+def _subset(records: survey.Survey, count: int) -> survey.Survey:
     """The first records, without their looks."""
     columns = {name: getattr(records, name)[:count] for name in (*COLUMNS, *LISTS)}
     return dataclasses.replace(records, **columns, bits=None, thumbnails=None)
 
 
-def whole_sets(clean: survey.Survey) -> dict[str, Any]:
+def _whole_sets(clean: survey.Survey) -> dict[str, Any]:
     """Whether faults of a whole set are found, and named."""
     results = {}
-    clean = subset(clean, 300)
+    clean = _subset(clean, 300)
     for text, order in anatomy.known_orders().items():
         # The set as it would be if its source were read without the permutation.
         source = np.argsort(order)
@@ -394,8 +394,8 @@ def photographs(assets: pathlib.Path, scratch: pathlib.Path) -> dict[str, Any]:
     return {
         'real_hands': {'records': len(real), 'alarms': alarms(real)},
         'samples': {'records': len(panel), 'alarms': alarms(panel)},
-        'near_duplicates': near_duplicates(real),
-        'copies_found': copies_of_photographs(sorted((root / 'images').rglob('*.jpg'))[::17]),
+        'near_duplicates': _near_duplicates(real),
+        'copies_found': _copies_of_photographs(sorted((root / 'images').rglob('*.jpg'))[::17]),
     }
 
 
@@ -405,8 +405,8 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         i, (i.shape[1] // 2, i.shape[0] // 2), interpolation=cv2.INTER_AREA
     ),
     '25% brighter': lambda i: cv2.convertScaleAbs(i, alpha=1.25, beta=5),
-    'cropped by 2% on each side': lambda i: trim(i, 0.02),
-    'cropped by 5% on each side': lambda i: trim(i, 0.05),
+    'cropped by 2% on each side': lambda i: _trim(i, 0.02),
+    'cropped by 5% on each side': lambda i: _trim(i, 0.05),
     'mirrored': lambda i: np.ascontiguousarray(i[:, ::-1]),
 }
 
@@ -417,13 +417,13 @@ def compress(image: np.ndarray, quality: int) -> np.ndarray:
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
 
 
-def trim(image: np.ndarray, share: float) -> np.ndarray:
+def _trim(image: np.ndarray, share: float) -> np.ndarray:
     """Cuts a share of the sides off, at least a pixel."""
     y, x = (max(1, round(share * side)) for side in image.shape[:2])
     return np.ascontiguousarray(image[y:-y, x:-x])
 
 
-def copies_of_photographs(files: list[pathlib.Path]) -> dict[str, Any]:
+def _copies_of_photographs(files: list[pathlib.Path]) -> dict[str, Any]:
     """The share of changed copies that are recognised."""
     images = [np.asarray(cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)) for file in files]
     result: dict[str, Any] = {'photographs': len(images)}
@@ -439,7 +439,7 @@ def copies_of_photographs(files: list[pathlib.Path]) -> dict[str, Any]:
     return result
 
 
-def near_duplicates(records: survey.Survey) -> dict[str, int]:
+def _near_duplicates(records: survey.Survey) -> dict[str, int]:
     """Pairs of different sources (parts of the image's path) that pass for near duplicates."""
     bits = np.asarray(records.bits)
     thumbnails = duplicates.normalise(np.asarray(records.thumbnails))
@@ -455,7 +455,7 @@ def near_duplicates(records: survey.Survey) -> dict[str, int]:
     return {'pairs_of_different_sources': pairs, 'same_hash': close, 'taken_for_copies': both}
 
 
-def clean_hands(partial: bool) -> dict[str, float]:
+def _clean_hands(partial: bool) -> dict[str, float]:
     """The shares of posed hands, all right, for which the limits are passed."""
     keypoints = anatomy.sample_hands(np.random.default_rng(77), count=500, views=4)
     annotated = np.random.default_rng(78).random(keypoints.shape[:2]) < (0.7 if partial else 2)
@@ -509,10 +509,10 @@ def main() -> None:
             'alarms': alarms(partly, only='anatomy'),
         }
         plain = dataclasses.replace(clean, bits=None, thumbnails=None)
-        result['posed hands'] = clean_hands(False)
-        result['posed hands, 30% not annotated'] = clean_hands(True)
+        result['posed hands'] = _clean_hands(False)
+        result['posed hands, 30% not annotated'] = _clean_hands(True)
         result['faults'] = {name: seeded(plain, fault) for name, fault in FAULTS.items()}
-        result['whole_sets'] = whole_sets(plain)
+        result['whole_sets'] = _whole_sets(plain)
         result['copies'] = copies(prepare(scratch / 'faulty', **sizes, faults=True))
         if assets := os.environ.get('HANDPOSE_ASSETS'):
             result['photographs'] = photographs(pathlib.Path(assets), scratch)

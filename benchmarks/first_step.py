@@ -42,7 +42,7 @@ train.train(config, sys.argv[2], stop_at=1)
 """
 
 
-def seconds_to_first_step(cache: str) -> float:
+def _seconds_to_first_step(cache: str) -> float:
     """Of one process; the metrics of a step are written when it is done."""
     with tempfile.TemporaryDirectory() as workdir:
         environment = {**os.environ, 'XDG_CACHE_HOME': cache}
@@ -68,8 +68,8 @@ def main() -> None:
     parser.add_argument('--output', type=pathlib.Path, default=HERE / 'results' / 'first_step.json')
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
-        cold = seconds_to_first_step(cache)
-        warm = [seconds_to_first_step(cache) for _ in range(flags.rounds)]
+        cold = _seconds_to_first_step(cache)
+        warm = [_seconds_to_first_step(cache) for _ in range(flags.rounds)]
     results = {
         'benchmark': 'first_step',
         'command': 'python benchmarks/first_step.py',

@@ -33,7 +33,7 @@ TOLERANCE = 0.3
 BN_EPSILON = 1e-3
 
 
-def read_photo(path: pathlib.Path) -> np.ndarray:
+def _read_photo(path: pathlib.Path) -> np.ndarray:
     """The centre 224 x 224 of a photograph whose short side is 256: u8[224 224 3], RGB."""
     with Image.open(path) as image:
         rgb = np.asarray(image.convert('RGB'))
@@ -44,7 +44,7 @@ def read_photo(path: pathlib.Path) -> np.ndarray:
     return rgb[top : top + SIZE, left : left + SIZE]
 
 
-def find_photos(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+def _find_photos(folder: pathlib.Path) -> dict[int, pathlib.Path]:
     """Class to photograph, for all files named by a number."""
     photos = {
         int(path.stem): path for path in sorted(folder.glob('*.jpg')) if path.stem.isdecimal()
@@ -54,7 +54,7 @@ def find_photos(folder: pathlib.Path) -> dict[int, pathlib.Path]:
     return photos
 
 
-def classify(variables: Any, head: dict[str, jax.Array], photos: jax.Array) -> jax.Array:
+def _classify(variables: Any, head: dict[str, jax.Array], photos: jax.Array) -> jax.Array:
     """Logits of 1,001 classes, the background first, of u8[b 224 224 3]."""
     images = photos.astype(jnp.float32) / 127.5 - 1
     features = MobileNetV2(output_stride=32).apply(variables, images, False)
@@ -77,12 +77,12 @@ def measure(npz: pathlib.Path, photos: dict[int, pathlib.Path]) -> dict[str, Any
         for name, array in read_npz(npz).items()
         if name.startswith(('Conv_1/', 'Logits/'))
     }
-    run = jax.jit(classify)
+    run = jax.jit(_classify)
     ranks: list[int] = []
     classes = list(photos)
     for start in range(0, len(classes), BATCH):
         chunk = classes[start : start + BATCH]
-        batch = np.stack([read_photo(photos[number]) for number in chunk])
+        batch = np.stack([_read_photo(photos[number]) for number in chunk])
         logits = np.asarray(run(variables, head, batch))
         for number, scores in zip(chunk, logits, strict=True):
             ranks.append(int(np.sum(scores > scores[number + 1])))
@@ -114,7 +114,7 @@ def main() -> int:
     parser.add_argument('--output', type=pathlib.Path, help='also write the figures as JSON here')
     args = parser.parse_args()
 
-    figures = measure(args.npz, find_photos(args.photos))
+    figures = measure(args.npz, _find_photos(args.photos))
     within = all(abs(figures[name] - value) <= TOLERANCE for name, value in EXPECTED.items())
     print(f'{figures["photos"]} photographs')
     for name, value in EXPECTED.items():

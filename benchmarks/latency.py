@@ -92,11 +92,11 @@ def read_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
             'it'
         )
     if flags.output is None:
-        flags.output = default_output(flags)
+        flags.output = _default_output(flags)
     return flags
 
 
-def default_output(flags: argparse.Namespace) -> pathlib.Path:
+def _default_output(flags: argparse.Namespace) -> pathlib.Path:
     """Runs of everything, of a part, and of other devices do not overwrite each other."""
     if set(flags.backend) >= set(BACKENDS):
         parts = ['latency']
@@ -146,7 +146,7 @@ def _unusable(backend: str, flags: argparse.Namespace) -> str:
     return ''
 
 
-def keep_quiet() -> None:
+def _keep_quiet() -> None:
     """What TensorFlow says on the way is about itself; errors come back as exceptions."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
@@ -155,7 +155,7 @@ def in_fresh_process(function: Any, *arguments: Any, **keywords: Any) -> Any:
     """Calls a function in a process of its own: what it imports does not stay."""
     context = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(
-        1, mp_context=context, initializer=keep_quiet
+        1, mp_context=context, initializer=_keep_quiet
     ) as pool:
         return pool.submit(function, *arguments, **keywords).result()
 
@@ -203,7 +203,7 @@ def pinned(threads: int, pin: bool) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def measure_group(
+def _measure_group(
     contenders: Sequence[dict[str, Any]], flags: argparse.Namespace, threads: int, batch: int
 ) -> dict[str, Any]:
     """The contenders of one size, on so many threads, with so many images in a call."""
@@ -274,7 +274,7 @@ def measure(flags: argparse.Namespace, contenders: list[dict[str, Any]]) -> list
                 if not chosen:
                     continue
                 print(f'{size or "any"} px, {threads} threads, batch {batch}', file=sys.stderr)
-                groups.append(measure_group(chosen, flags, threads, batch))
+                groups.append(_measure_group(chosen, flags, threads, batch))
     return groups
 
 
@@ -310,7 +310,7 @@ def command_of(arguments: Sequence[str]) -> str:
 def run(arguments: Sequence[str]) -> int:
     """Measures, writes and prints; the exit code."""
     flags = read_flags(arguments)
-    old = read_old(flags.compare) if flags.compare else None
+    old = _read_old(flags.compare) if flags.compare else None
     wanted, skipped = choose(flags)
     phone = None
     if 'android' in flags.backend:
@@ -352,7 +352,7 @@ def run(arguments: Sequence[str]) -> int:
     return int(any(row['slower'] for row in compared))
 
 
-def read_old(path: pathlib.Path) -> dict[str, Any]:
+def _read_old(path: pathlib.Path) -> dict[str, Any]:
     """An earlier run's results; ValueError if it holds none."""
     try:
         found = json.loads(path.read_text())

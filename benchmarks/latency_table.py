@@ -28,7 +28,7 @@ def _label(row: dict[str, Any]) -> str:
     return row['name'].replace('_', ' ')
 
 
-def cpu_table(results: dict[str, Any]) -> str:
+def _cpu_table(results: dict[str, Any]) -> str:
     """Median milliseconds by network, and size and threads."""
     groups = sorted(
         (group for group in results['groups'] if group['batch'] == 1),
@@ -65,7 +65,7 @@ def cpu_table(results: dict[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def gpu_table(results: dict[str, Any]) -> str:
+def _gpu_table(results: dict[str, Any]) -> str:
     """Images per second by batch."""
     lines = ['| batch | ms | images/s | images/s, images already on the GPU |', '|---|---|---|---|']
     for group in results['groups']:
@@ -88,10 +88,10 @@ def table() -> str:
     cpu, gpu, phone = (_read(name) for name in ('latency', 'latency_jax_gpu', 'latency_android'))
     if cpu is None:
         raise ValueError('benchmarks/results/latency.json: no such file; docs/latency.md')
-    parts = [cpu_table(cpu)]
+    parts = [_cpu_table(cpu)]
     missing = []
     if gpu:
-        parts.append(gpu_table(gpu))
+        parts.append(_gpu_table(gpu))
     else:
         missing.append('GPU')
     found = (phone or cpu).get('phone')

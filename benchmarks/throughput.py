@@ -49,7 +49,7 @@ def config() -> ConfigDict:
     return load(HERE.parent / 'configs' / 'real_hands.py')
 
 
-def input_round(
+def _input_round(
     source: sources.Source, size: int, augmentation: Augmentation, batches: int
 ) -> Callable[[], float]:
     """A function that reads some batches and returns images per second."""
@@ -70,7 +70,7 @@ def input_round(
     return measure
 
 
-def render_some(first: int, count: int) -> None:
+def _render_some(first: int, count: int) -> None:
     """Renders pictures with everything on, on one thread; runs in a worker process."""
     mitsuba_renderer.set_threads(1)
     for index in range(first, first + count):
@@ -83,7 +83,7 @@ _WARM_UP_PICTURES = 60
 _pools: list[concurrent.futures.ProcessPoolExecutor] = []
 
 
-def render_round(pictures: int) -> Callable[[], float]:
+def _render_round(pictures: int) -> Callable[[], float]:
     """A function that renders pictures at 224 px with a worker on each core; images per second."""
     workers = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context('spawn')
@@ -99,7 +99,7 @@ def render_round(pictures: int) -> Callable[[], float]:
     def measure_with(first: int, count: int) -> float:
         begin = time.perf_counter()
         jobs = [
-            pool.submit(render_some, first + number * count, count)
+            pool.submit(_render_some, first + number * count, count)
             for number, pool in enumerate(pools)
         ]
         for job in jobs:
@@ -156,7 +156,7 @@ def measure_in_worker(size: int, batch_size: int, steps: int) -> float:
     return _own_rounds[size]()
 
 
-def worker_round(function: Callable[..., float], *arguments: Any) -> Callable[[], float]:
+def _worker_round(function: Callable[..., float], *arguments: Any) -> Callable[[], float]:
     """A function that measures a round in a process of its own, which stays."""
     context = multiprocessing.get_context('spawn')
     pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context)
@@ -185,7 +185,7 @@ def main() -> None:
         for size in (112, 224):
             for suffix, augmentation in (('', GEOMETRY), ('_photometric', photometric)):
                 makers[f'input_{size}{suffix}'] = functools.partial(
-                    input_round, photos, size, augmentation, batches=30
+                    _input_round, photos, size, augmentation, batches=30
                 )
     else:
         print('HANDPOSE_ASSETS is not set: the input pipeline on photographs is not measured')
@@ -195,12 +195,12 @@ def main() -> None:
         if importlib.util.find_spec('torch'):
             for suffix, channels_last in (('torch', True), ('torch_nchw', False)):
                 makers[f'train_{size}_{suffix}'] = functools.partial(
-                    worker_round,
+                    _worker_round,
                     torch_peer.measure_in_worker,
                     *(size, batch_size, steps, channels_last),
                 )
     makers['train_112_default_malloc'] = functools.partial(
-        worker_round, measure_in_worker, *(112, 32, 3)
+        _worker_round, measure_in_worker, *(112, 32, 3)
     )
     if not importlib.util.find_spec('torch'):
         print('PyTorch is not installed: its training step is not measured')
@@ -209,7 +209,7 @@ def main() -> None:
         makers[f'prepare_{name}'] = functools.partial(
             preparation.preparation_round, name, pathlib.Path(scratch.name)
         )
-    makers['render_224'] = functools.partial(render_round, pictures=20)
+    makers['render_224'] = functools.partial(_render_round, pictures=20)
     rounds = {name: make() for name, make in makers.items() if flags.only in name}
     rates: dict[str, list[float]] = {name: [] for name in rounds}
     for _ in range(flags.rounds):

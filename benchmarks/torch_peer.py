@@ -95,11 +95,6 @@ def build(bn_momentum: float = 0.03) -> Any:
     return Network()
 
 
-def parameter_count() -> int:
-    """Of the network; ours must have the same."""
-    return sum(parameter.numel() for parameter in build().parameters())
-
-
 def train_round(
     size: int, batch_size: int, steps: int, *, channels_last: bool, ema: float = 0.998
 ) -> Callable[[], float]:

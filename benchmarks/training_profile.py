@@ -80,7 +80,7 @@ def instructions(hlo: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-def thread_milliseconds(folder: str, known: dict[str, tuple[str, str]]) -> dict[str, float]:
+def _thread_milliseconds(folder: str, known: dict[str, tuple[str, str]]) -> dict[str, float]:
     """Adds up the profiler's events by kind."""
     (path,) = glob.glob(f'{folder}/**/*.trace.json.gz', recursive=True)
     with gzip.open(path) as file:
@@ -164,7 +164,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             run(flags.steps)
-        totals = thread_milliseconds(folder, instructions(step.as_text() or ''))
+        totals = _thread_milliseconds(folder, instructions(step.as_text() or ''))
     # Backward takes twice the multiply-adds of forward.
     plain = models.build(**settings.model.to_dict(), implementation='lax')
     macs = complexity.count_macs(plain, flags.size)

@@ -25,7 +25,7 @@ _PER_CHECK = 3
 _NAME_LENGTH = 22
 
 
-def find_folder(name: str) -> pathlib.Path:
+def _find_folder(name: str) -> pathlib.Path:
     """The folder of a data set given by its name or its folder.
 
     Raises:
@@ -48,7 +48,7 @@ def find_folder(name: str) -> pathlib.Path:
     return found[0]
 
 
-def open_splits(folder: pathlib.Path) -> dict[str, Source]:
+def _open_splits(folder: pathlib.Path) -> dict[str, Source]:
     """Every split of a prepared data set, or of a folder with annotations.json.
 
     Raises:
@@ -121,7 +121,7 @@ def suspects(
     return indices, captions
 
 
-def read_config(path: str) -> tuple[Augmentation, float]:
+def _read_config(path: str) -> tuple[Augmentation, float]:
     """Augmentation and sigma of a config file."""
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
     if spec is None or spec.loader is None:
@@ -164,7 +164,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: for what the user can put right.
     """
-    sources = open_splits(find_folder(arguments.name))
+    sources = _open_splits(_find_folder(arguments.name))
     if arguments.split:
         if arguments.split not in sources:
             raise ValueError(f'no split {arguments.split!r}; there are {", ".join(sources)}')
@@ -173,7 +173,7 @@ def run(arguments: argparse.Namespace) -> None:
     look = {'seed': arguments.seed, 'tile': max(4, arguments.tile // 4 * 4)}
     look['augmentation'], look['sigma'] = Augmentation(), 7.0
     if arguments.config:
-        look['augmentation'], look['sigma'] = read_config(arguments.config)
+        look['augmentation'], look['sigma'] = _read_config(arguments.config)
     if arguments.out:
         source = sources[split]
         order = np.random.default_rng(arguments.seed).permutation(len(source))

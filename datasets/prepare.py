@@ -13,7 +13,7 @@ from types import ModuleType
 HERE = pathlib.Path(__file__).parent
 
 
-def find_builders() -> dict[str, pathlib.Path]:
+def _find_builders() -> dict[str, pathlib.Path]:
     """Name to file of every data set."""
     files = sorted(HERE.glob('*/*_dataset_builder.py'))
     return {path.parent.name: path for path in files if path.stem.startswith(path.parent.name)}
@@ -40,7 +40,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest='name', required=True, metavar='NAME')
     builders = {}
-    for name, path in find_builders().items():
+    for name, path in _find_builders().items():
         builders[name] = load_builder(path)
         description = (builders[name].__doc__ or '').strip()
         command = commands.add_parser(

@@ -150,7 +150,7 @@ def argmax(heatmaps: Float[Array, 'b h w k']) -> Int[Array, 'b k 2']:
     return jnp.stack([flat % w, flat // w], axis=-1)
 
 
-def take_pixels(
+def _take_pixels(
     heatmaps: Float[Array, 'b h w k'], pixels: Int[Array, 'b k 2']
 ) -> Float[Array, 'b k']:
     """Each map's value at its own pixel (x, y); pixels beyond the border read the border."""
@@ -176,7 +176,7 @@ def refine_peaks(
     _, h, w, _ = heatmaps.shape
 
     def log_at(dx: int, dy: int) -> Float[Array, 'b k']:
-        values = take_pixels(heatmaps, pixels + jnp.array([dx, dy]))
+        values = _take_pixels(heatmaps, pixels + jnp.array([dx, dy]))
         return jnp.log(jnp.maximum(values, _LOG_FLOOR))
 
     centre = log_at(0, 0)
@@ -221,7 +221,7 @@ def refine_dark(
     )
 
     def at(dx: int, dy: int) -> Float[Array, 'b k']:
-        values = take_pixels(smooth, pixels + jnp.array([dx, dy]))
+        values = _take_pixels(smooth, pixels + jnp.array([dx, dy]))
         return jnp.log(jnp.maximum(values, _LOG_FLOOR))
 
     gx, gy = (at(1, 0) - at(-1, 0)) / 2, (at(0, 1) - at(0, -1)) / 2
@@ -377,15 +377,15 @@ def decode(
     # where a map is nearly flat, and a single NaN fills it.
     pixels = argmax(maps)
     if method == 'weighted_average':
-        confidence = take_pixels(maps, pixels)
+        confidence = _take_pixels(maps, pixels)
         points = weighted_average(maps, half_pixel_bias=half_pixel_bias)
         return Prediction(crop_from_heatmap(points, stride), jnp.clip(confidence, 0, 1))
     if fallback:
         peaks, values = find_peaks(maps, candidates)
         pixels = choose_by_neighbours(
-            pixels, take_pixels(maps, pixels), peaks, values, threshold=threshold
+            pixels, _take_pixels(maps, pixels), peaks, values, threshold=threshold
         )
-    confidence = take_pixels(maps, pixels)
+    confidence = _take_pixels(maps, pixels)
     if subpixel and refinement == 'dark':
         points = refine_dark(maps, pixels, sigma_map=SIGMA * maps.shape[2] / 224)
     elif subpixel:

@@ -15,7 +15,7 @@ from typing import Any
 _MIN_OVERLAY_SIDE = 480
 
 
-def predict_files(
+def _predict_files(
     workdir: str, photos: Sequence[Path], out: Path, *, box: Any = None, side: str = 'right'
 ) -> list[Path]:
     """Predicts each photograph and writes its overlay and JSON.
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'python -m handpose_jax.
     parser.add_argument('--hand', choices=('left', 'right'), default='right')
     flags = parser.parse_args(argv)
     try:
-        overlays = predict_files(
+        overlays = _predict_files(
             flags.workdir, flags.photos, flags.out, box=flags.box, side=flags.hand
         )
     except ValueError as error:

@@ -106,7 +106,7 @@ def of_run(run: 'TrainedRun') -> Runtime:
 
     model, variables = inference.for_inference(run.config.model.to_dict(), run.variables)
     infer = inference.make_infer(model, run.config.decode.to_dict(), variables)
-    return Runtime(lambda images: as_numpy(infer(images)), run.config.size)
+    return Runtime(lambda images: _as_numpy(infer(images)), run.config.size)
 
 
 def _load_jax(path: str, threads: int | None) -> Runtime:
@@ -124,7 +124,7 @@ def _load_stablehlo(path: str, threads: int | None) -> Runtime:
     program = export.deserialize(bytearray(Path(path).read_bytes()))
     infer = jax.jit(program.call, compiler_options=compiler_options.for_inference())
     (shape,) = (leaf.shape for leaf in program.in_avals)
-    return Runtime(lambda images: as_numpy(infer(images.astype(np.float32))), shape[1])
+    return Runtime(lambda images: _as_numpy(infer(images.astype(np.float32))), shape[1])
 
 
 def _load_saved_model(path: str, threads: int | None) -> Runtime:
@@ -147,7 +147,7 @@ def _load_saved_model(path: str, threads: int | None) -> Runtime:
         found = loaded.signatures['serving_default'](
             **{given.name: tf.constant(images.astype(np.float32))}
         )
-        return as_numpy([found[name].numpy() for name in _OUTPUTS])
+        return _as_numpy([found[name].numpy() for name in _OUTPUTS])
 
     return Runtime(run, given.shape[1])
 
@@ -163,7 +163,7 @@ def _load_tflite(path: str, threads: int | None) -> Runtime:
 
     def run(images: np.ndarray) -> Arrays:
         found = [runner(**{name: image[None].astype(given['dtype'])}) for image in images]
-        return as_numpy([np.concatenate([one[key] for one in found]) for key in _OUTPUTS])
+        return _as_numpy([np.concatenate([one[key] for one in found]) for key in _OUTPUTS])
 
     return Runtime(run, int(given['shape'][1]))
 
@@ -178,7 +178,7 @@ def _load_onnx(path: str, threads: int | None) -> Runtime:
     (given,) = session.get_inputs()
 
     def run(images: np.ndarray) -> Arrays:
-        return as_numpy(session.run(list(_OUTPUTS), {given.name: images.astype(np.float32)}))
+        return _as_numpy(session.run(list(_OUTPUTS), {given.name: images.astype(np.float32)}))
 
     return Runtime(run, given.shape[1])
 
@@ -194,12 +194,12 @@ def _load_openvino(path: str, threads: int | None) -> Runtime:
 
     def run(images: np.ndarray) -> Arrays:
         found = compiled([images.astype(np.float32)])
-        return as_numpy([found[name] for name in _OUTPUTS])
+        return _as_numpy([found[name] for name in _OUTPUTS])
 
     return Runtime(run, compiled.input(0).get_partial_shape()[1].get_length())
 
 
-def as_numpy(found: Any) -> Arrays:
+def _as_numpy(found: Any) -> Arrays:
     """Heatmaps and keypoints of any runtime as float32 NumPy arrays."""
     maps, keypoints = (np.asarray(array, np.float32) for array in found)
     return maps, keypoints

@@ -244,86 +244,10 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, 'h w 3']) ->
     target.write_bytes(data.tobytes())
 
 
-def plot_history(
-    train_rows: Sequence[Mapping[str, Any]],
-    eval_rows: Sequence[Mapping[str, Any]],
-    path: str | os.PathLike[str],
-) -> None:
-    """Plots a run: the training loss, and the evaluation's EPE and AUC, over the steps.
-
-    Args:
-        train_rows: rows with 'step' and 'loss', as from writers.read_metrics.
-        eval_rows: rows with 'step' and any of 'epe_mean_224', 'epe_median_224', 'auc', 'loss'.
-        path: of the PNG.
-    """
-    figure, axes = _figure(3)
-    _curve(axes[0], train_rows, 'loss', 'training', '#8a8a8a', marker='')
-    _curve(axes[0], eval_rows, 'loss', 'evaluation', '#c0392b')
-    axes[0].set(title='Loss', yscale='log')
-    _curve(axes[1], eval_rows, 'epe_mean_224', 'mean', '#2c6fbb')
-    _curve(axes[1], eval_rows, 'epe_median_224', 'median', '#e08a1e')
-    axes[1].set(title='EPE, px of the 224 crop')
-    axes[1].set_ylim(bottom=0)
-    _curve(axes[2], eval_rows, 'auc', 'evaluation', '#3b8f4a')
-    axes[2].set(title='AUC of PCK', ylim=(0, 1))
-    for panel in axes:
-        panel.set_xlabel('step')
-    _finish(figure, axes, path)
 
 
-def plot_pck(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    path: str | os.PathLike[str],
-    *,
-    x_label: str = 'error / normaliser',
-) -> None:
-    """Plots PCK curves in one panel.
-
-    Args:
-        curves: name in the legend to (thresholds, values), as in metrics' summary()['pck'].
-        path: of the PNG.
-        x_label: what the thresholds are relative to.
-    """
-    figure, axes = _figure(1)
-    for name, (thresholds, values) in curves.items():
-        axes[0].plot(thresholds, values, label=name, linewidth=1.8)
-    axes[0].set(xlabel=x_label, ylabel='PCK', ylim=(0, 1.02))
-    axes[0].set_xlim(left=0)
-    _finish(figure, axes, path)
 
 
-def _figure(panels: int) -> tuple[Any, list[Any]]:
-    # A figure without pyplot belongs to nobody's window system and needs no display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6 * panels, 3.6), layout='constrained')
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
-
-
-def _curve(
-    panel: Any,
-    rows: Sequence[Mapping[str, Any]],
-    key: str,
-    label: str,
-    colour: str,
-    marker: str = 'o',
-) -> None:
-    points = [(row['step'], row[key]) for row in rows if row.get(key) is not None]
-    if points:
-        steps, values = zip(*points, strict=True)
-        panel.plot(steps, values, label=label, color=colour, marker=marker, ms=3, lw=1.5)
-
-
-def _finish(figure: Any, axes: Sequence[Any], path: str | os.PathLike[str]) -> None:
-    for panel in axes:
-        panel.grid(alpha=0.3)
-        panel.spines[['top', 'right']].set_visible(False)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(frameon=False)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, format='png')
 
 
 def _draw_truth(

@@ -23,6 +23,24 @@ import jaxtyping
 import pytest
 
 
+# The fast set: what needs neither a compiled network, nor a renderer, nor many processes.
+_FAST = (
+    *('test_geometry', 'test_hand', 'test_imports', 'test_predictor', 'test_visualize'),
+    *('data/conversion/', 'data/test_images', 'data/test_sources', 'data/test_transforms'),
+    *('evaluation/test_metrics', 'evaluation/test_protocols', 'training/test_early_stopping'),
+    *('training/test_provenance', 'training/test_writers', 'datasets/test_dataset_rhd'),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the fast set, see CONTRIBUTING.md."""
+    folder = pathlib.Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(folder).as_posix()
+        if place.startswith(_FAST) and 'slow' not in item.keywords:
+            item.add_marker('fast')
+
+
 @pytest.fixture(scope='session')
 def assets():
     """The folder of data that cannot be published with the code; without it the test is skipped."""

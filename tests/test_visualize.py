@@ -278,38 +278,6 @@ def test_a_png_that_cannot_be_written_is_an_error(tmp_path):
         visualize.save_png(tmp_path / 'file' / 'a.png', blank(4, 4))
 
 
-def coloured(path, rgb, tolerance=12):
-    image = cv2.imread(str(path))[:, :, ::-1].astype(int)
-    return int((np.abs(image - rgb).max(axis=2) <= tolerance).sum())
-
-
-def test_the_history_draws_what_there_is(tmp_path):
-    train = [{'step': s, 'loss': 1 / (s + 1)} for s in range(0, 100, 10)]
-    evaluations = [{'step': 50, 'epe_mean_224': 9.0, 'auc': 0.5, 'epe_median_224': None}] * 2
-    visualize.plot_history(train, evaluations, tmp_path / 'deep' / 'a.png')
-    visualize.plot_history([], [], tmp_path / 'empty.png')
-    blue, green, orange = (44, 111, 187), (59, 143, 74), (224, 138, 30)
-    assert coloured(tmp_path / 'deep' / 'a.png', blue) > 10
-    assert coloured(tmp_path / 'deep' / 'a.png', green) > 10
-    assert coloured(tmp_path / 'deep' / 'a.png', orange) == 0
-    assert coloured(tmp_path / 'empty.png', blue) == 0
-
-
-def test_a_loss_that_diverged_does_not_stop_the_plot(tmp_path):
-    rows = [{'step': s, 'loss': v} for s, v in enumerate([1.0, float('nan'), float('inf'), 0.0])]
-    visualize.plot_history(rows, [], tmp_path / 'a.png')
-    assert (tmp_path / 'a.png').stat().st_size > 0
-
-
-def test_pck_curves_are_drawn_one_colour_each(tmp_path):
-    steps = [0.0, 0.25, 0.5]
-    one = {'ours': (steps, [0.0, 0.6, 0.9])}
-    visualize.plot_pck(one, tmp_path / 'one.png')
-    visualize.plot_pck({**one, 'other': (steps, [0.0, 0.3, 0.5])}, tmp_path / 'two.png')
-    first, second = (31, 119, 180), (255, 127, 14)
-    assert coloured(tmp_path / 'one.png', first) > 100
-    assert coloured(tmp_path / 'one.png', second) == 0
-    assert coloured(tmp_path / 'two.png', second) > 100
 
 
 def test_drawing_a_hand_needs_no_matplotlib(monkeypatch):

@@ -62,13 +62,13 @@ def is_exported(workdir: str, backend: str, precision: str) -> bool:
     )
 
 
-def file_bytes(path: pathlib.Path) -> int:
+def _file_bytes(path: pathlib.Path) -> int:
     """Of a file, or of all files in a folder."""
     files = path.rglob('*') if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def save_for_jax(config: Any, variables: Any, folder: pathlib.Path) -> None:
+def _save_for_jax(config: Any, variables: Any, folder: pathlib.Path) -> None:
     """Writes what the worker needs to run a network in JAX, batch normalisation folded.
 
     Args:
@@ -95,7 +95,7 @@ def save_for_jax(config: Any, variables: Any, folder: pathlib.Path) -> None:
     )
 
 
-def network_macs(config: Any) -> int:
+def _network_macs(config: Any) -> int:
     """Multiply-adds for one image of the config's size."""
     from handpose_jax import models
     from handpose_jax.models import complexity
@@ -104,7 +104,7 @@ def network_macs(config: Any) -> int:
     return complexity.count_macs(model, config.size)
 
 
-def calibration_crops(size: int) -> Any:
+def _calibration_crops(size: int) -> Any:
     """Crops of drawn hands, u8[n size size 3]."""
     from handpose_jax.data import pipeline, sources
 
@@ -168,13 +168,13 @@ def prepare(
         name: graph.make_graph(config, variables, implementation=name) for name in ('lax', 'auto')
     }
     for_jax = graph.make_graph(config, variables, implementation='auto', portable=False)
-    macs = network_macs(config)
+    macs = _network_macs(config)
 
     def path_of(backend: str, precision: str) -> pathlib.Path:
         if backend == 'jax':
             path = folder / 'jax'
             if not path.exists():
-                save_for_jax(config, variables, path)
+                _save_for_jax(config, variables, path)
             return path
         name = file_name(backend, precision)
         if workdir is not None:
@@ -183,7 +183,7 @@ def prepare(
         if path.exists():
             return path
         if backend == 'tflite':
-            crops = calibration_crops(config.size) if precision == 'int8' else None
+            crops = _calibration_crops(config.size) if precision == 'int8' else None
             path.write_bytes(tflite.convert(graphs['lax'], precision, crops))
         elif backend == 'saved_model':
             tflite.save_saved_model(graphs['auto'], path)
@@ -211,7 +211,7 @@ def prepare(
                 'network_path': str(network) if network else None,
                 'any_batch': backend != 'tflite',
                 'macs': macs,
-                'bytes': file_bytes(path),
+                'bytes': _file_bytes(path),
                 'own': True,
             }
         )
@@ -239,6 +239,6 @@ def given_file(path: pathlib.Path, backend: str) -> dict[str, Any]:
         'any_batch': backend != 'tflite',
         # Without a size the file does not say how much it computes.
         'macs': model_files.count_macs(path) if side else None,
-        'bytes': file_bytes(path),
+        'bytes': _file_bytes(path),
         'own': False,
     }

@@ -138,7 +138,7 @@ def matmul_gflops(turn: dict[str, Any], side: int) -> float:
     return 2 * side**3 / (1e6 * statistics.median(turn['milliseconds']['whole']))
 
 
-def round_medians(turns: Sequence[dict[str, Any]], variant: str) -> list[float] | None:
+def _round_medians(turns: Sequence[dict[str, Any]], variant: str) -> list[float] | None:
     """Milliseconds of the median call of each round; None without such a variant."""
     if variant not in turns[0]['milliseconds']:
         return None
@@ -171,14 +171,14 @@ def summarise(
     row |= {'batch': batch, 'calls': sum(len(turn['milliseconds']['whole']) for turn in turns)}
     row |= {name: value for name, value in facts.items() if name != 'variants'}
     row['cores_used'] = round(statistics.median(turn['cores_used'] for turn in turns), 2)
-    whole = round_medians(turns, 'whole')
+    whole = _round_medians(turns, 'whole')
     if whole is None:
         raise ValueError(f'{contender["name"]}: turns without calls')
     row |= _figures(contender, turns, 'whole', batch, gflops, reference)
     for variant in ('network', 'resident'):
-        if round_medians(turns, variant):
+        if _round_medians(turns, variant):
             row[variant] = _figures(contender, turns, variant, batch, gflops, reference)
-    if network := round_medians(turns, 'network'):
+    if network := _round_medians(turns, 'network'):
         beside = [statistics.median(turn['beside']) for turn in turns]
         added = [a - b for a, b in zip(beside, network, strict=True)]
         shares = [a / b for a, b in zip(added, network, strict=True)]
@@ -207,14 +207,14 @@ def _figures(
         for p, value in zip(PERCENTILES, np.percentile(calls, PERCENTILES), strict=True)
     }
     found['frames_per_s'] = round(1e3 * batch / found['p50_ms'], 1)
-    medians = round_medians(turns, variant) or []
+    medians = _round_medians(turns, variant) or []
     if contender['macs']:
         shares = [
             2e-6 * contender['macs'] * batch / (ms * rate)
             for ms, rate in zip(medians, gflops, strict=True)
         ]
         found['share_of_matmul'] = round(statistics.median(shares), 3)
-    others = round_medians(reference, variant) if reference else None
+    others = _round_medians(reference, variant) if reference else None
     if others:
         ratios = [ours / theirs for ours, theirs in zip(medians, others, strict=True)]
         found['ratio_to_tflite'] = round(statistics.median(ratios), 3)

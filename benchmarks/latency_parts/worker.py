@@ -29,7 +29,7 @@ MATMUL_SIDE = {'cpu': 1024, 'gpu': 8192}
 MATMUL_CALLS = 5
 
 
-def peak_memory() -> float:
+def _peak_memory() -> float:
     """The most memory this process has held, MB."""
     status = pathlib.Path('/proc/self/status')
     if status.exists():
@@ -41,7 +41,7 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def make_images(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def _make_images(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Noise as an image: 0..255 for whole numbers and for this package's networks."""
     values = np.random.default_rng(1).uniform(0, 255, shape)
     return values.astype(dtype)
@@ -55,14 +55,14 @@ def _fixed(shape: Any, case: dict[str, Any]) -> tuple[int, ...]:
     )
 
 
-def open_tflite(case: dict[str, Any]) -> Variants:
+def _open_tflite(case: dict[str, Any]) -> Variants:
     from ai_edge_litert.interpreter import Interpreter
 
     def call_of(path: str) -> Call:
         interpreter = Interpreter(model_path=path, num_threads=case['threads'])
         interpreter.allocate_tensors()
         given = [
-            (row['index'], make_images(tuple(map(int, row['shape'])), row['dtype']))
+            (row['index'], _make_images(tuple(map(int, row['shape'])), row['dtype']))
             for row in interpreter.get_input_details()
         ]
         results = [row['index'] for row in interpreter.get_output_details()]
@@ -78,7 +78,7 @@ def open_tflite(case: dict[str, Any]) -> Variants:
     return _of_files(case, call_of)
 
 
-def open_onnx(case: dict[str, Any]) -> Variants:
+def _open_onnx(case: dict[str, Any]) -> Variants:
     import onnxruntime
 
     def call_of(path: str) -> Call:
@@ -87,7 +87,7 @@ def open_onnx(case: dict[str, Any]) -> Variants:
         session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
         types = {'tensor(float)': np.float32, 'tensor(uint8)': np.uint8}
         given = {
-            row.name: make_images(_fixed(row.shape, case), types.get(row.type, np.float32))
+            row.name: _make_images(_fixed(row.shape, case), types.get(row.type, np.float32))
             for row in session.get_inputs()
         }
         return lambda: session.run(None, given)
@@ -95,7 +95,7 @@ def open_onnx(case: dict[str, Any]) -> Variants:
     return _of_files(case, call_of)
 
 
-def open_openvino(case: dict[str, Any]) -> Variants:
+def _open_openvino(case: dict[str, Any]) -> Variants:
     import openvino
 
     # Its own choice would be bfloat16 where the CPU has it.
@@ -104,7 +104,7 @@ def open_openvino(case: dict[str, Any]) -> Variants:
     def call_of(path: str) -> Call:
         compiled = openvino.Core().compile_model(path, 'CPU', options)
         given = [
-            make_images(
+            _make_images(
                 _fixed(
                     [side.get_length() if side.is_static else 0 for side in row.partial_shape],
                     case,
@@ -137,7 +137,7 @@ def _later(make: Callable[[], Call]) -> Call:
     return call
 
 
-def open_saved_model(case: dict[str, Any]) -> Variants:
+def _open_saved_model(case: dict[str, Any]) -> Variants:
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(case['threads'])
@@ -145,7 +145,7 @@ def open_saved_model(case: dict[str, Any]) -> Variants:
     loaded = tf.saved_model.load(case['path'])
     infer = loaded.signatures['serving_default']
     (given,) = infer.structured_input_signature[1].values()
-    images = make_images(_fixed(given.shape.as_list(), case), np.float32)
+    images = _make_images(_fixed(given.shape.as_list(), case), np.float32)
 
     def call() -> list[np.ndarray]:
         # `loaded` is named so that it lives: a signature does not keep alive what it belongs to.
@@ -155,14 +155,14 @@ def open_saved_model(case: dict[str, Any]) -> Variants:
     return {'whole': call}
 
 
-def open_stablehlo(case: dict[str, Any]) -> Variants:
+def _open_stablehlo(case: dict[str, Any]) -> Variants:
     import jax
     from jax import export
 
     from handpose_jax.process import compiler_options
 
     program = export.deserialize(bytearray(pathlib.Path(case['path']).read_bytes()))
-    images = make_images((case['batch'], case['size'], case['size'], 3), np.float32)
+    images = _make_images((case['batch'], case['size'], case['size'], 3), np.float32)
     # XLA leaves out what does not lead to a result.
     calls = {'whole': program.call, 'network': lambda x: program.call(x)[0]}
     options = compiler_options.for_inference()
@@ -172,7 +172,7 @@ def open_stablehlo(case: dict[str, Any]) -> Variants:
     }
 
 
-def open_jax(case: dict[str, Any]) -> Variants:
+def _open_jax(case: dict[str, Any]) -> Variants:
     import jax
     from flax import traverse_util
 
@@ -184,7 +184,7 @@ def open_jax(case: dict[str, Any]) -> Variants:
     with np.load(folder / 'variables.npz') as arrays:
         variables = jax.device_put(traverse_util.unflatten_dict(dict(arrays), sep='/'))
     model = models.build(**settings['model'])
-    images = make_images((case['batch'], case['size'], case['size'], 3), np.uint8)
+    images = _make_images((case['batch'], case['size'], case['size'], 3), np.uint8)
     whole = inference.make_infer(model, settings['decode'], variables)
     network = jax.jit(
         lambda x: model.apply(variables, x, train=False),
@@ -218,12 +218,12 @@ def open_matmul(case: dict[str, Any]) -> Variants:
 
 
 OPENERS: dict[str, tuple[str, Callable[[dict[str, Any]], Variants]]] = {
-    'tflite': ('ai_edge_litert.interpreter', open_tflite),
-    'onnx': ('onnxruntime', open_onnx),
-    'openvino': ('openvino', open_openvino),
-    'saved_model': ('tensorflow', open_saved_model),
-    'stablehlo': ('jax.export', open_stablehlo),
-    'jax': ('handpose_jax.runtimes', open_jax),
+    'tflite': ('ai_edge_litert.interpreter', _open_tflite),
+    'onnx': ('onnxruntime', _open_onnx),
+    'openvino': ('openvino', _open_openvino),
+    'saved_model': ('tensorflow', _open_saved_model),
+    'stablehlo': ('jax.export', _open_stablehlo),
+    'jax': ('handpose_jax.runtimes', _open_jax),
     'matmul': ('jax', open_matmul),
 }
 """Runtime to the module whose import is timed apart, and what opens a file in it."""
@@ -236,7 +236,7 @@ def open_case(case: dict[str, Any]) -> tuple[Variants, dict[str, Any]]:
         case: 'backend', 'path', 'network_path' or None, 'threads', 'batch', 'size', 'device'.
     """
     module, opener = OPENERS[case['backend']]
-    before = peak_memory()
+    before = _peak_memory()
     begin = time.perf_counter()
     importlib.import_module(module)
     imported = time.perf_counter()
@@ -256,7 +256,7 @@ def open_case(case: dict[str, Any]) -> tuple[Variants, dict[str, Any]]:
         'import_s': round(imported - begin, 3),
         'load_s': round(loaded - imported, 3),
         'first_call_ms': round(1e3 * (first - loaded), 2),
-        'peak_memory_mb': round(peak_memory(), 1),
+        'peak_memory_mb': round(_peak_memory(), 1),
         'memory_before_mb': round(before, 1),
     }
     if case['device'] == 'gpu':

@@ -108,7 +108,7 @@ class MakeExample(NamedTuple):
 
     def __call__(self, index: int) -> prepared.Example:
         frame = read(self.folder).frames[index]
-        path = annotation_path(self.folder, frame.sequence, 3)
+        path = _annotation_path(self.folder, frame.sequence, 3)
         record = f'{frame.sequence}/Color_{frame.number:04d}'
         points = frame.tips @ _COLOUR_FROM_DEPTH[:, :3].T + _COLOUR_FROM_DEPTH[:, 3]
         known = points[frame.annotated]
@@ -152,7 +152,7 @@ def _box(
     distance: float,
 ) -> Float[np.ndarray, '4']:
     if boxes:
-        given = read_boxes(boxes)
+        given = _read_boxes(boxes)
         if frame.image not in given:
             raise BadRecord(
                 file=boxes,
@@ -169,12 +169,12 @@ def _box(
     return np.concatenate([middle - half, middle + half])
 
 
-def annotation_path(folder: str | Path, sequence: str, dimensions: int) -> Path:
+def _annotation_path(folder: str | Path, sequence: str, dimensions: int) -> Path:
     """The file of a sequence's annotations in 2 or 3 dimensions."""
     return Path(folder) / sequence / 'annotations' / f'{sequence}{dimensions}D.txt'
 
 
-def read_points(path: Path, dimensions: int) -> Float[np.ndarray, 'n 5 d']:
+def _read_points(path: Path, dimensions: int) -> Float[np.ndarray, 'n 5 d']:
     """Reads annotations: a line for each picture, points ended by ';', their numbers by ','.
 
     The five fingertips come first, from thumb to little finger; three corners of the box follow
@@ -237,8 +237,8 @@ def read(folder: str) -> Found:
     frames: list[Frame] = []
     report = []
     for sequence in SEQUENCES:
-        path = annotation_path(folder, sequence, 3)
-        points = read_points(path, 3)
+        path = _annotation_path(folder, sequence, 3)
+        points = _read_points(path, 3)
         images = _last_image(Path(folder) / sequence / 'color')
         # Without a depth there is no point in 3D, whatever is written.
         annotated = (points[:, :, 2] > 0) & (points[:, :, 2] < _NO_DEPTH)
@@ -249,7 +249,7 @@ def read(folder: str) -> Found:
             Frame(sequence, line + 1, tips[line], annotated[line])
             for line in np.flatnonzero(usable).tolist()
         ]
-        compared = _compare(annotation_path(folder, sequence, 2), tips, annotated)
+        compared = _compare(_annotation_path(folder, sequence, 2), tips, annotated)
         report.append(
             f'  {sequence}: {usable.sum():,} pictures used of {images:,}, for which there are '
             f'{len(points):,} lines; {annotated[usable].sum():,} fingertips; {compared}'
@@ -282,7 +282,7 @@ def _compare(
     """
     if not path.exists():
         return f'not compared with {path.name}, which is missing'
-    pixels = read_points(path, 2)
+    pixels = _read_points(path, 2)
     if len(pixels) != len(tips):
         raise ValueError(
             f'{path}: expected {len(tips)} lines, as there are in 3D, got {len(pixels)}; {ADVICE}'
@@ -307,7 +307,7 @@ def _compare(
 
 
 @functools.cache
-def read_boxes(path: str) -> dict[str, Float[np.ndarray, '4']]:
+def _read_boxes(path: str) -> dict[str, Float[np.ndarray, '4']]:
     """Reads boxes around hands: a CSV file with the columns img_name, x, y, w, h.
 
     Returns:
@@ -372,7 +372,7 @@ def splits(folder: Path, *, boxes: str = '') -> dict[str, prepared.Split]:
         ValueError: for files that are missing or damaged.
     """
     if boxes:
-        read_boxes(boxes)
+        _read_boxes(boxes)
     return {
         'test': prepared.Split(
             records=len(read(str(folder)).frames),

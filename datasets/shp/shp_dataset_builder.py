@@ -95,8 +95,8 @@ class MakeExample(NamedTuple):
         place = bisect.bisect_right(ends, position)
         sequence = self.sequences[place]
         frame = position - (ends[place] - sequence.frames)
-        path = label_path(self.labels, sequence.name, camera)
-        points, matrix = in_camera(_labels(path)[frame][list(_SHP_INDEX)], camera)
+        path = _label_path(self.labels, sequence.name, camera)
+        points, matrix = _in_camera(_labels(path)[frame][list(_SHP_INDEX)], camera)
         record = f'{sequence.name}/{camera}_{frame}'
         if not (points[:, 2] > 0).all():
             lowest = int(points[:, 2].argmin())
@@ -107,7 +107,7 @@ class MakeExample(NamedTuple):
                 expected='joints before the camera, z > 0',
                 got=f'{points[lowest].tolist()} mm for joint {_SHP_INDEX[lowest]}',
             )
-        points[hand.WRIST] = extrapolated_wrist(points)
+        points[hand.WRIST] = _extrapolated_wrist(points)
         annotated = np.ones(hand.NUM_KEYPOINTS, bool)
         annotated[hand.WRIST] = self.wrist == 'extrapolated'
         prefix = 'SK_color' if camera == 'SK' else camera
@@ -125,7 +125,7 @@ class MakeExample(NamedTuple):
         )
 
 
-def label_path(labels: str | Path, sequence: str, camera: str) -> str:
+def _label_path(labels: str | Path, sequence: str, camera: str) -> str:
     """The file with a sequence's labels for a camera."""
     return str(Path(labels) / f'{sequence}_{camera[:2]}.mat')
 
@@ -136,7 +136,7 @@ def _labels(path: str) -> Float[np.ndarray, 'n 21 3']:
     return matfiles.read_array(path, 'handPara', (3, hand.NUM_KEYPOINTS, None)).transpose(2, 1, 0)
 
 
-def in_camera(
+def _in_camera(
     points: Float[np.ndarray, '21 3'], camera: str
 ) -> tuple[Float[np.ndarray, '21 3'], Float[np.ndarray, '3 3']]:
     """Moves labels into the frame of a camera's images.
@@ -159,7 +159,7 @@ def in_camera(
     return points - np.array([offset, 0.0, 0.0]), _BB
 
 
-def extrapolated_wrist(points: Float[np.ndarray, '21 3']) -> Float[np.ndarray, '3']:
+def _extrapolated_wrist(points: Float[np.ndarray, '21 3']) -> Float[np.ndarray, '3']:
     """A guess of the wrist: the palm centre, moved away from the ring finger's base once more.
 
     Args:
@@ -241,7 +241,7 @@ def splits(
 def _sequence(folder: Path, labels: Path, name: str, cameras: Sequence[str]) -> Recording:
     counts = {
         path: len(_labels(path))
-        for path in (label_path(labels, name, camera) for camera in cameras)
+        for path in (_label_path(labels, name, camera) for camera in cameras)
     }
     if len(set(counts.values())) > 1:
         raise ValueError(

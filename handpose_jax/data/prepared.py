@@ -313,25 +313,6 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
     return json.loads((Path(folder) / FINGERPRINT_FILE).read_text())['sha256']
 
 
-def verify(folder: str | os.PathLike[str]) -> None:
-    """Reads every shard again.
-
-    Raises:
-        ValueError: naming the shards that are missing or changed since the data set was finished.
-    """
-    recorded = json.loads((Path(folder) / FINGERPRINT_FILE).read_text())['shards']
-    bad = [
-        name
-        for name, digest in recorded.items()
-        if not (Path(folder) / name).exists() or _digest(Path(folder) / name) != digest
-    ]
-    if bad:
-        raise ValueError(
-            f'{folder}: shards missing or changed since the data set was finished: '
-            f'{", ".join(bad)}; delete {FINGERPRINT_FILE} and these shards, and prepare again'
-        )
-
-
 def _digest(path: Path) -> str:
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -41,7 +41,7 @@ UNSTRIDED_BLOCK = 14
 """The block, counted from 1, whose stride the paper removes: features stay at stride 16."""
 
 
-def scaled_width(features: int, width: float) -> int:
+def _scaled_width(features: int, width: float) -> int:
     """Channels at a width multiplier: the nearest multiple of 8, never more than 10% below.
 
     Source: the reference implementation of MobileNetV2 (`_make_divisible`).
@@ -86,7 +86,7 @@ class MobileNetV2(Layer):
         if self.output_stride not in (16, 32):
             raise ValueError(f'output_stride must be 16 or 32, got {self.output_stride}')
         x = ConvBN(
-            scaled_width(STEM_FEATURES, self.width),
+            _scaled_width(STEM_FEATURES, self.width),
             kernel_size=3,
             stride=2,
             activation=relu6,
@@ -96,7 +96,7 @@ class MobileNetV2(Layer):
         for number, spec in enumerate(BLOCKS, start=1):
             unstrided = self.output_stride == 16 and number == UNSTRIDED_BLOCK
             x = InvertedResidual(
-                scaled_width(spec.features, self.width),
+                _scaled_width(spec.features, self.width),
                 stride=1 if unstrided else spec.stride,
                 expansion=spec.expansion,
                 name=f'block_{number:02d}',

@@ -51,7 +51,7 @@ def save_config(workdir: str, config: ConfigDict) -> None:
     """
     path = storage.folder(workdir) / CONFIG_FILE
     if path.exists():
-        check_same_config(workdir, load_config(workdir), config)
+        _check_same_config(workdir, load_config(workdir), config)
     if not distributed.is_main_process():
         return
     try:
@@ -76,7 +76,7 @@ def config_differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     ]
 
 
-def check_same_config(workdir: str, old: ConfigDict, new: ConfigDict) -> None:
+def _check_same_config(workdir: str, old: ConfigDict, new: ConfigDict) -> None:
     """Raises ValueError, listing the keys, where two configs would not train the same thing."""
     different = [
         line for line in config_differences(old, new) if line.split(':')[0] not in _FREE_KEYS
@@ -228,7 +228,7 @@ class Checkpoints:
                 f'({_first_line(error)}); it can be evaluated, but not trained on: take a new '
                 '--workdir'
             ) from error
-        check_same_config(folder, ConfigDict(told.config), self._config)
+        _check_same_config(folder, ConfigDict(told.config), self._config)
         saved = self._manager.restore(
             step,
             args=ocp.args.Composite(

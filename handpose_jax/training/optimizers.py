@@ -85,7 +85,7 @@ def adamw(
     rate: optax.Schedule, *, weight_decay: float = 1e-4, b1: float = 0.9, b2: float = 0.999
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay on kernels only: biases and BN scales are left alone."""
-    return optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=is_kernel)
+    return optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_kernel)
 
 
 def sgd(rate: optax.Schedule, *, momentum: float = 0.0) -> optax.GradientTransformation:
@@ -93,7 +93,7 @@ def sgd(rate: optax.Schedule, *, momentum: float = 0.0) -> optax.GradientTransfo
     return optax.sgd(rate, momentum=momentum or None)
 
 
-def is_kernel(params: Any) -> Any:
+def _is_kernel(params: Any) -> Any:
     """A tree of booleans: True for convolution kernels, False for biases and BN parameters."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 

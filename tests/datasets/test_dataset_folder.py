@@ -1,4 +1,4 @@
-"""Folders of one's own images, and the adapter for Tzionas et al., against drawn hands."""
+"""Folders of one's own images against drawn hands."""
 
 import argparse
 import importlib.util
@@ -25,8 +25,6 @@ def load(path):
 
 builder = load('folder/folder_dataset_builder.py')
 dummy = load('folder/folder_dummy_data.py')
-tzionas = load('tzionas/tzionas_dataset_builder.py')
-tzionas_dummy = load('tzionas/tzionas_dummy_data.py')
 
 
 def arguments(module, manual_dir, data_dir, *more):
@@ -161,22 +159,3 @@ def test_a_prepared_folder_gives_the_samples_of_the_folder_itself(tmp_path):
         builder.prepare(options)
 
 
-def test_tzionas_is_for_evaluation_only(tmp_path):
-    truth = tzionas_dummy.write(tmp_path, seed=4)
-    splits = tzionas.splits(tmp_path)
-    assert list(splits) == ['test']
-    assert splits['test'].evaluation
-    assert splits['test'].records == len(truth) == 4
-    for index, true in enumerate(truth):
-        example = splits['test'].make(index)
-        assert example['image_id'] == true.image_id
-        assert example['is_left'] == true.is_left
-        np.testing.assert_array_equal(example['annotated'], true.counted)
-        shown = true.keypoints[true.counted]
-        np.testing.assert_allclose(example['keypoints'][true.counted], shown, atol=1e-3)
-        np.testing.assert_allclose(
-            example['box'], [*shown.min(axis=0), *shown.max(axis=0)], atol=1e-3
-        )
-    other = write_records(tmp_path / 'f', [record(split='train')])
-    with pytest.raises(ValueError, match=r"'split': expected 'test' .*never trained on.*'train'"):
-        tzionas.splits(other)

@@ -57,7 +57,6 @@ def test_it_is_rendered_once(root, capfd):
     load(root, seed=5)
     assert capfd.readouterr().out == ''
     assert prepared.fingerprint(root) == before
-    prepared.verify(root)
 
 
 def test_a_folder_of_other_settings_is_refused(root):

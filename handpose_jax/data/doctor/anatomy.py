@@ -96,7 +96,7 @@ def known_orders() -> dict[str, tuple[int, ...]]:
     }
 
 
-def hypotheses() -> tuple[Hypothesis, ...]:
+def _hypotheses() -> tuple[Hypothesis, ...]:
     """All that are tried."""
     found = [Hypothesis('order', text, order) for text, order in known_orders().items()]
     for name, finger in hand.FINGERS.items():
@@ -135,7 +135,7 @@ def _orbits(order: tuple[int, ...]) -> Bool[np.ndarray, '21 21']:
     return reached > 0
 
 
-HYPOTHESES = hypotheses()
+HYPOTHESES = _hypotheses()
 _ORBITS = np.stack([_orbits(hypothesis.order) for hypothesis in HYPOTHESES])
 IS_PLACE = np.array([hypothesis.kind == 'place' for hypothesis in HYPOTHESES])
 IS_ORDER = np.array([hypothesis.kind == 'order' for hypothesis in HYPOTHESES])
@@ -146,7 +146,7 @@ def countable(annotated: Bool[np.ndarray, 'n 21']) -> Bool[np.ndarray, 'n']:
     return (annotated[:, _BONES[:, 0]] & annotated[:, _BONES[:, 1]]).sum(axis=1) >= MIN_BONES
 
 
-def unit_lengths(
+def _unit_lengths(
     keypoints: Float[np.ndarray, 'n 21 2'], annotated: Bool[np.ndarray, 'n 21']
 ) -> Float[np.ndarray, 'n']:
     """The size of each hand as it is seen: root mean square of its bones over a flat hand's."""
@@ -161,7 +161,7 @@ def bone_lengths(
 ) -> Float[np.ndarray, 'n 20']:
     """The seen length of each bone over what it would be on a flat hand of that size."""
     steps = keypoints[:, _BONES[:, 1]] - keypoints[:, _BONES[:, 0]]
-    unit = np.maximum(unit_lengths(keypoints, annotated), 1e-9)
+    unit = np.maximum(_unit_lengths(keypoints, annotated), 1e-9)
     return np.linalg.norm(steps, axis=2) / (unit[:, None] * _RELATIVE)
 
 
@@ -172,7 +172,7 @@ def align(
 
     Only annotated keypoints decide how; the others move along.
     """
-    unit = np.maximum(unit_lengths(keypoints, annotated), 1e-9)
+    unit = np.maximum(_unit_lengths(keypoints, annotated), 1e-9)
     z = (keypoints[..., 0] + 1j * keypoints[..., 1]) / unit[:, None]
     weights = annotated / np.maximum(annotated.sum(axis=1, keepdims=True), 1)
     z = z - (weights * z).sum(axis=1, keepdims=True)

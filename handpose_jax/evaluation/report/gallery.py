@@ -115,9 +115,9 @@ def worst_cases(run: Run, count: int) -> Gallery:
             except (ValueError, OSError, IndexError) as error:
                 no_pictures = str(error).splitlines()[0]
             else:
-                if is_truncated(sample, run.record.truth_image[i], annotated[i]):
+                if _is_truncated(sample, run.record.truth_image[i], annotated[i]):
                     found.insert(0, TRUNCATED)
-                picture, beyond = draw_case(run, i, sample)
+                picture, beyond = _draw_case(run, i, sample)
                 jpeg = cv2.imencode(
                     '.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
                 )[1].tobytes()
@@ -148,7 +148,7 @@ def reasons_without_picture(run: Run) -> dict[str, Bool[np.ndarray, 'n']]:
     return {
         OCCLUDED: (number > 0) & (hidden >= _HIDDEN_SHARE * number),
         UNSURE: confidence < limit,
-        SWAPPED: is_swapped(record.predicted_image, record.truth_image, counted),
+        SWAPPED: _is_swapped(record.predicted_image, record.truth_image, counted),
     }
 
 
@@ -157,7 +157,7 @@ def _confidence(run: Run) -> Float[np.ndarray, 'n 21']:
     return np.nan_to_num(run.record.confidence, nan=0.0)
 
 
-def is_swapped(
+def _is_swapped(
     predicted: Float[np.ndarray, 'n 21 2'],
     truth: Float[np.ndarray, 'n 21 2'],
     counted: Bool[np.ndarray, 'n 21'],
@@ -197,7 +197,7 @@ def is_swapped(
     )
 
 
-def is_truncated(
+def _is_truncated(
     sample: Sample, truth: Float[np.ndarray, '21 2'], counted: Bool[np.ndarray, '21']
 ) -> bool:
     """Whether an annotated keypoint lies outside the photograph."""
@@ -207,7 +207,7 @@ def is_truncated(
     return bool((counted & ~inside).any())
 
 
-def draw_case(run: Run, i: int, sample: Sample) -> tuple[UInt8[np.ndarray, 's s 3'], int]:
+def _draw_case(run: Run, i: int, sample: Sample) -> tuple[UInt8[np.ndarray, 's s 3'], int]:
     """The evaluated crop of hand i, and how many predicted keypoints lie outside it."""
     # As photographed: the picture is for people, so a left hand stays a left hand.
     example = crop_example({**sample, 'is_left': False}, size=_TILE)

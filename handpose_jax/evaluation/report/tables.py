@@ -74,7 +74,7 @@ def number(metric: str, value: float | None, *, signed: bool = False) -> str:
     return format(value, form).replace('-', '\N{MINUS SIGN}')
 
 
-def with_interval(
+def _with_interval(
     metric: str, value: float | None, limits: Interval | None, *, signed: bool = False
 ) -> str:
     """A value and its interval."""
@@ -104,7 +104,7 @@ def results(content: Content) -> Table:
         if not any(metric in run.summary for run in runs):
             continue
         cells = [
-            with_interval(metric, run.summary.get(metric), limits.get(metric))
+            _with_interval(metric, run.summary.get(metric), limits.get(metric))
             for run, limits in zip(runs, content.intervals, strict=True)
         ]
         rows.append(row(label, cells))
@@ -129,7 +129,7 @@ def differences(comparison: Comparison) -> Table:
                 LABELS[metric],
                 number(metric, comparison.first.summary[metric]),
                 number(metric, comparison.other.summary[metric]),
-                with_interval(metric, difference.value, difference.interval, signed=True),
+                _with_interval(metric, difference.value, difference.interval, signed=True),
                 names[difference.better] if known else NOTHING,
             ]
         )

@@ -156,7 +156,7 @@ _NEAR = np.array([_PARENTS[part[2]] for part in _PARTS])
 _IN_PALM = np.array([part[1] == 0 for part in _PARTS])
 
 
-def from_degrees(rows: Sequence[Sequence[int | float]]) -> HandPose:
+def _from_degrees(rows: Sequence[Sequence[int | float]]) -> HandPose:
     """Makes a pose, clamped, with a straight wrist.
 
     Args:
@@ -168,7 +168,7 @@ def from_degrees(rows: Sequence[Sequence[int | float]]) -> HandPose:
 
 def library() -> dict[str, HandPose]:
     """Returns the common poses by name, clamped."""
-    return {name: from_degrees(rows) for name, rows in LIBRARY_DEGREES.items()}
+    return {name: _from_degrees(rows) for name, rows in LIBRARY_DEGREES.items()}
 
 
 def segment_distances(
@@ -281,7 +281,7 @@ def interpolate(start: HandPose, end: HandPose, amount: float) -> HandPose:
 
 
 _LIBRARY = tuple(library().values())
-_RELAXED_POSE = from_degrees(LIBRARY_DEGREES['relaxed'])
+_RELAXED_POSE = _from_degrees(LIBRARY_DEGREES['relaxed'])
 
 
 def sample_pose(rng: np.random.Generator, *, library: Sequence[HandPose] | None = None) -> HandPose:

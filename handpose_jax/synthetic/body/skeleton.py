@@ -222,7 +222,7 @@ def finger_frames(
     return palm, np.stack([near, middle, far], axis=-3)
 
 
-def finger_bases(shape: HandShape) -> Float[np.ndarray, '5 3']:
+def _finger_bases(shape: HandShape) -> Float[np.ndarray, '5 3']:
     """Returns the first keypoint of each finger of a flat hand, metres."""
     return FINGER_BASES * (shape.size * np.array([shape.palm_width, 1.0, 1.0]))
 
@@ -239,7 +239,7 @@ def forward_kinematics(shape: HandShape, pose: HandPose) -> Skeleton:
     """
     keypoints = np.zeros((hand.NUM_KEYPOINTS, 3))
     frames = np.empty((hand.NUM_KEYPOINTS, 3, 3))
-    bases = finger_bases(shape)
+    bases = _finger_bases(shape)
     lengths = BONE_LENGTHS * (shape.size * np.asarray(shape.lengths)[:, None])
     flexion, deviation = float(pose.wrist[0]), float(pose.wrist[1])
     frames[WRIST_BONE] = (rotation(-_Z, deviation) @ rotation(-_X, flexion)).T

@@ -43,7 +43,7 @@ def photographs(folder: str) -> tuple[str, ...]:
     return found
 
 
-def read_linear(path: str) -> Picture:
+def _read_linear(path: str) -> Picture:
     """Reads a photograph as linear RGB.
 
     Raises:
@@ -64,7 +64,7 @@ def photograph(rng: np.random.Generator, folder: str, size: int) -> Picture:
         size: side of the result, pixels.
     """
     paths = photographs(folder)
-    image = read_linear(paths[rng.integers(len(paths))])
+    image = _read_linear(paths[rng.integers(len(paths))])
     side = round(min(image.shape[:2]) * rng.uniform(0.45, 1.0))
     y = rng.integers(image.shape[0] - side + 1)
     x = rng.integers(image.shape[1] - side + 1)

@@ -230,7 +230,7 @@ def relief(folder: str, strength: float) -> np.ndarray | None:
 
 
 @functools.lru_cache(maxsize=64)
-def painted_nail(variant: int, step: int) -> np.ndarray:
+def _painted_nail(variant: int, step: int) -> np.ndarray:
     """Linear RGB texture of the bundled body's nails; some variants are polished."""
     rng = np.random.default_rng([variant, step])
     return _constant(backgrounds.linear(skin.paint_nail(rng, step / (_PAINTED_TONES - 1))))
@@ -239,4 +239,4 @@ def painted_nail(variant: int, step: int) -> np.ndarray:
 def nail(rng: np.random.Generator, tone: SkinTone) -> np.ndarray:
     """A nail texture for a tone."""
     step = round(tone.melanin / _MELANIN_RANGE[1] * (_PAINTED_TONES - 1))
-    return painted_nail(int(rng.integers(8)), step)
+    return _painted_nail(int(rng.integers(8)), step)

@@ -71,7 +71,7 @@ def grid(points: Float[np.ndarray, 'r c 3']) -> Shape:
     return Shape(vertices, normals, faces, np.stack([u, v], -1).reshape(-1, 2))
 
 
-def revolution(
+def _revolution(
     radii: Float[np.ndarray, 'r'], heights: Float[np.ndarray, 'r'], *, segments: int = 28
 ) -> Shape:
     """A profile turned about the y axis: cylinders, bottles, cups, pens.
@@ -105,7 +105,7 @@ def cylinder(radius: float, length: float, *, bevel: float = 0.06) -> Shape:
     top = length / 2
     radii = np.array([0.0, 0.5 * radius, radius - b, radius - 0.3 * b, radius])
     heights = np.array([top, top, top, top - 0.3 * b, top - b])
-    return revolution(
+    return _revolution(
         np.concatenate([radii, radii[::-1]]), np.concatenate([heights, -heights[::-1]])
     )
 
@@ -116,13 +116,13 @@ def bottle(radius: float, length: float) -> Shape:
     heights = length * np.array(
         [0.5, 0.5, 0.49, 0.42, 0.34, 0.26, 0.2, 0.13, -0.46, -0.49, -0.5, -0.5]
     )
-    return revolution(radii, heights)
+    return _revolution(radii, heights)
 
 
 def ball(radius: float) -> Shape:
     """A sphere."""
     angle = np.linspace(0, np.pi, 17)
-    shape = revolution(radius * np.sin(angle), radius * np.cos(angle))
+    shape = _revolution(radius * np.sin(angle), radius * np.cos(angle))
     return shape._replace(normals=shape.vertices / radius)
 
 
