@@ -4,8 +4,7 @@ Images are u8[h w 3], RGB. Nothing here changes its arguments.
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 import cv2
@@ -242,12 +241,6 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, 'h w 3']) ->
     # Encoded first: cv2.imwrite reports a full or read-only disk by a return value only.
     _, data = cv2.imencode('.png', image[:, :, ::-1])
     target.write_bytes(data.tobytes())
-
-
-
-
-
-
 
 
 def _draw_truth(

@@ -22,7 +22,6 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 import jaxtyping
 import pytest
 
-
 # The fast set: what needs neither a compiled network, nor a renderer, nor many processes.
 _FAST = (
     *('test_geometry', 'test_hand', 'test_imports', 'test_predictor', 'test_visualize'),

@@ -2,7 +2,6 @@
 
 import builtins
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -276,8 +275,6 @@ def test_a_png_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(OSError, match='file'):
         visualize.save_png(tmp_path / 'file' / 'a.png', blank(4, 4))
-
-
 
 
 def test_drawing_a_hand_needs_no_matplotlib(monkeypatch):

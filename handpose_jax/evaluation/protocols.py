@@ -242,7 +242,7 @@ PROTOCOLS: dict[str, Protocol] = {
     'tzionas': Protocol(
         name='tzionas',
         description='Crop 2.2 x the box of the hand; errors in image pixels; 0..15 px.',
-        data="Tzionas et al.: a folder, as datasets/tzionas/README.md tells",
+        data='Tzionas et al.: a folder, as datasets/tzionas/README.md tells',
         crop_scale=2.2,
         normaliser='pixel',
         relative_to='box',

@@ -157,5 +157,3 @@ def test_a_prepared_folder_gives_the_samples_of_the_folder_itself(tmp_path):
         cached.cache_clear()
     with pytest.raises(ValueError, match='holds a data set made with other settings'):
         builder.prepare(options)
-
-
