@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from handpose_jax import geometry, inference, models, visualize
 from handpose_jax.config import evaluation_data
 from handpose_jax.data import pipeline, sources
-from handpose_jax.data.transforms import crop_example
+from handpose_jax.data.transforms import crop_image
 from handpose_jax.evaluation import protocols
 from handpose_jax.evaluation.metrics import (
     EVALUATION_FILE,
@@ -167,14 +167,15 @@ class Evaluation:
         for name, position in zip(names, chosen, strict=True):
             sample = self._source[int(result.errors.index[position])]
             # As photographed: the picture is for people, so a left hand stays a left hand.
-            example = crop_example({**sample, 'is_left': False}, size=self._size)
-            crop_from_image = geometry.invert(example['image_from_crop'].astype(np.float64))
-            images.append(example['image'])
-            predicted.append(
-                geometry.apply_affine(crop_from_image, result.keypoints_image[position])
-            )
-            truth.append(example['keypoints'].astype(np.float64))
-            visible.append(example['visible'])
+            crop, image_from_crop = crop_image(sample['image'], sample['box'], self._size)
+            crop_from_image = geometry.invert(image_from_crop)
+            images.append(crop)
+            for points, of_frame in (
+                (result.keypoints_image[position], predicted),
+                (sample['keypoints'].astype(np.float64), truth),
+            ):
+                of_frame.append(geometry.apply_affine(crop_from_image, points))
+            visible.append(sample['visible'])
             captions.append(f'{name}: {_short(sample["image_id"])}')
         return visualize.prediction_sheet(
             images,

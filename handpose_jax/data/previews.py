@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from handpose_jax import geometry, hand, heatmaps
-from handpose_jax.data.transforms import Augmentation, crop_example
+from handpose_jax.data.transforms import Augmentation, crop_example, crop_image
 from handpose_jax.types import Sample
 
 _STRIDE = 4
@@ -53,9 +53,8 @@ def preview(
         sigma: of the target peaks, pixels of a 224 crop.
     """
     # Cut as in training, but not mirrored.
-    unmirrored: Sample = {**sample, 'is_left': False}
-    plain = crop_example(unmirrored, size=size)
-    crop_from_image = geometry.invert(plain['image_from_crop'].astype(np.float64))
+    plain, image_from_crop = crop_image(sample['image'], sample['box'], size)
+    crop_from_image = geometry.invert(image_from_crop)
     changed = crop_example(sample, size=size, augmentation=augmentation, rng=rng)
     maps, _ = heatmaps.render(
         jnp.asarray(changed['keypoints'][None]),
@@ -66,7 +65,7 @@ def preview(
         sigma=sigma * size / _REFERENCE_SIZE,
     )
     return Preview(
-        crop=plain['image'],
+        crop=plain,
         keypoints=geometry.apply_affine(crop_from_image, sample['keypoints'].astype(np.float64)),
         augmented=changed['image'],
         augmented_keypoints=changed['keypoints'].astype(np.float64),

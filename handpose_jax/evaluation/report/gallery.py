@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from handpose_jax import geometry, hand, visualize
 from handpose_jax.data import prepared, sources, synthetic_hands
-from handpose_jax.data.transforms import crop_example
+from handpose_jax.data.transforms import crop_image
 from handpose_jax.evaluation.report.runs import Run
 from handpose_jax.synthetic.scene.options import SceneOptions
 from handpose_jax.types import Sample
@@ -210,11 +210,11 @@ def _is_truncated(
 def _draw_case(run: Run, i: int, sample: Sample) -> tuple[UInt8[np.ndarray, 's s 3'], int]:
     """The evaluated crop of hand i, and how many predicted keypoints lie outside it."""
     # As photographed: the picture is for people, so a left hand stays a left hand.
-    example = crop_example({**sample, 'is_left': False}, size=_TILE)
-    crop_from_image = geometry.invert(example['image_from_crop'].astype(np.float64))
+    crop, image_from_crop = crop_image(sample['image'], sample['box'], _TILE)
+    crop_from_image = geometry.invert(image_from_crop)
     predicted = geometry.apply_affine(crop_from_image, run.record.predicted_image[i])
     truth = geometry.apply_affine(crop_from_image, run.record.truth_image[i])
-    picture = visualize.draw_hand(example['image'], predicted, confidence=run.record.confidence[i])
+    picture = visualize.draw_hand(crop, predicted, confidence=run.record.confidence[i])
     picture = visualize.draw_hand(
         picture, truth, visible=run.record.counted[i], thickness=1, colour=(255, 255, 255)
     )
