@@ -170,11 +170,11 @@ class Evaluation:
             crop, image_from_crop = crop_image(sample['image'], sample['box'], self._size)
             crop_from_image = geometry.invert(image_from_crop)
             images.append(crop)
-            for points, of_frame in (
-                (result.keypoints_image[position], predicted),
-                (sample['keypoints'].astype(np.float64), truth),
-            ):
-                of_frame.append(geometry.apply_affine(crop_from_image, points))
+            predicted.append(
+                geometry.apply_affine(crop_from_image, result.keypoints_image[position])
+            )
+            annotated = sample['keypoints'].astype(np.float64)
+            truth.append(geometry.apply_affine(crop_from_image, annotated))
             visible.append(sample['visible'])
             captions.append(f'{name}: {_short(sample["image_id"])}')
         return visualize.prediction_sheet(

@@ -78,7 +78,7 @@ def evaluation(monkeypatch):
                 'protocol': protocol,
                 'eval_split': 'test',
                 'size': SIZE,
-                'data': {'name': 'folder', 'crop_scale': source.crop, **data},
+                'data': {'name': 'prepared', 'crop_scale': source.crop, **data},
                 'eval_batch_size': 4,
                 'pipeline': {'num_threads': 2},
                 'decode': {},
