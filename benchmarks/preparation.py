@@ -6,19 +6,19 @@ ones have, in as many files of the same kinds and sizes in pixels.
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import pathlib
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 from handpose_jax.data import prepared
 
 DATASETS = pathlib.Path(__file__).parent.parent / 'datasets'
+sys.path.append(str(DATASETS))
 
 # Arguments of the writers: many records, and as few as there can be. Sizes are the published ones.
 MADE_UP: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -38,15 +38,6 @@ MADE_UP: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 OPTIONS: dict[str, list[str]] = {'freihand': ['--versions', 'all']}
 
 
-def _load(path: pathlib.Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f'{path}: cannot be imported')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def preparation_round(name: str, scratch: pathlib.Path) -> Callable[[], float]:
     """A function that prepares a data set on all cores and returns images per second.
 
@@ -56,9 +47,10 @@ def preparation_round(name: str, scratch: pathlib.Path) -> Callable[[], float]:
         name: a key of MADE_UP.
         scratch: an empty folder.
     """
-    script = _load(DATASETS / 'prepare.py')
-    writer = script.load_builder(DATASETS / name / f'{name}_dummy_data.py')
-    builder = script.load_builder(DATASETS / name / f'{name}_dataset_builder.py')
+    import prepare
+
+    writer = prepare.load_builder(DATASETS / name / f'{name}_dummy_data.py')
+    builder = prepare.load_builder(DATASETS / name / f'{name}_dataset_builder.py')
     downloads = [scratch / f'{name}_{size}' for size in ('many', 'few')]
     for folder, arguments in zip(downloads, MADE_UP[name], strict=True):
         folder.mkdir()

@@ -15,6 +15,7 @@ import sys
 import numpy as np
 
 from handpose_jax import visualize
+from handpose_jax.config import load
 from handpose_jax.data import prepared
 from handpose_jax.data.doctor import examine, findings, survey
 from handpose_jax.data.previews import preview
@@ -123,15 +124,7 @@ def suspects(
 
 def _read_config(path: str) -> tuple[Augmentation, float]:
     """Augmentation and sigma of a config file."""
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f'--config {path}: not a Python file')
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except OSError as error:
-        raise ValueError(f'--config {path}: cannot be read ({error.strerror})') from error
-    config = module.get_config()
+    config = load(path)
     return Augmentation(**config.augmentation), config.sigma
 
 

@@ -5,7 +5,7 @@ Each data set lives in datasets/<name>/<name>_dataset_builder.py, which offers
 """
 
 import argparse
-import importlib.util
+import importlib
 import pathlib
 import sys
 from types import ModuleType
@@ -20,17 +20,13 @@ def _find_builders() -> dict[str, pathlib.Path]:
 
 
 def load_builder(path: pathlib.Path) -> ModuleType:
-    """Imports a builder by its file, so that this folder need not be a package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f'{path}: cannot be imported')
-    module = importlib.util.module_from_spec(spec)
+    """Imports a builder, or its made-up data, by the file."""
     # Worker processes import the builder's functions by this name, along this path; appended, so
     # that no file of the folder hides another module.
-    sys.modules[path.stem] = module
-    sys.path.append(str(path.parent.absolute()))
-    spec.loader.exec_module(module)
-    return module
+    folder = str(path.parent.absolute())
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(path.stem)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import atexit
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 # Read at import, so they are set before any test module imports these libraries.
@@ -18,6 +19,9 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+
+# The scripts of datasets/ are no package; appended, so that they hide nothing.
+sys.path.append(str(pathlib.Path(__file__).parents[1] / 'datasets'))
 
 import jaxtyping
 import pytest

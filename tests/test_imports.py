@@ -49,7 +49,8 @@ FENCES = {
 ONLY_IN_FUNCTIONS = ('tensorflow', 'jax.experimental.jax2tf')
 NEVER_IN_THE_PACKAGE = ('datasets', 'configs', 'benchmarks')
 ALLOWED_IN_DATASETS = tuple(
-    f'{PACKAGE}.{name}' for name in ('hand', 'types', 'geometry', 'synthetic', 'data', 'visualize')
+    f'{PACKAGE}.{name}'
+    for name in ('config', 'hand', 'types', 'geometry', 'synthetic', 'data', 'visualize')
 )
 
 

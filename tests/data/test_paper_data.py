@@ -4,12 +4,11 @@ The hands are made up; the files are as their authors publish them.
 """
 
 import argparse
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from prepare import load_builder
 
 from handpose_jax import train
 from handpose_jax.config import evaluation_data, load
@@ -32,26 +31,16 @@ PAPER_CONFIGS = (
 )
 
 
-def script(path):
-    """A script of datasets/, which is no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory):
     """A cache with the data sets where prepare.py puts them by default."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
-        patch.setattr(sys, 'path', [*sys.path, str(DATASETS)])
-        commands = script(DATASETS / 'prepare.py')
         for name in NEEDED:
             download = tmp_path_factory.mktemp(name)
             folder = DATASETS / name
-            commands.load_builder(folder / f'{name}_dummy_data.py').write(download)
-            builder = commands.load_builder(folder / f'{name}_dataset_builder.py')
+            load_builder(folder / f'{name}_dummy_data.py').write(download)
+            builder = load_builder(folder / f'{name}_dataset_builder.py')
             parser = argparse.ArgumentParser()
             builder.add_arguments(parser)
             arguments = ['--manual_dir', str(download), '--workers', '1']

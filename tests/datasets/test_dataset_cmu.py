@@ -1,7 +1,6 @@
 """The converter of the CMU hands, on made-up hands in its layout; and the real samples."""
 
 import argparse
-import importlib.util
 import itertools
 import json
 import pickle
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prepare import load_builder
 
 from handpose_jax import geometry, hand
 from handpose_jax.data.prepared import PreparedSource
@@ -21,14 +21,6 @@ DATASETS = Path(__file__).parents[2] / 'datasets'
 KNUCKLES = (5, 9, 13, 17)
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-load_builder = load(DATASETS / 'prepare.py').load_builder
 cmu = load_builder(DATASETS / 'cmu' / 'cmu_dataset_builder.py')
 dummy = load_builder(DATASETS / 'cmu' / 'cmu_dummy_data.py')
 

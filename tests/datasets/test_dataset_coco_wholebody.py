@@ -1,7 +1,6 @@
 """Hands in COCO's kind of JSON: made-up ones whose truth is known, and real samples."""
 
 import argparse
-import importlib.util
 import itertools
 import json
 import re
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prepare import load_builder
 
 from handpose_jax import hand, visualize
 from handpose_jax.data import images
@@ -19,15 +19,8 @@ from handpose_jax.data.quarantine import BadRecord
 DATASETS = Path(__file__).parents[2] / 'datasets'
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location('prepare', DATASETS / 'prepare.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.load_builder(DATASETS / path)
-
-
-builder = load('coco_wholebody/coco_wholebody_dataset_builder.py')
-dummy = load('coco_wholebody/coco_wholebody_dummy_data.py')
+builder = load_builder(DATASETS / 'coco_wholebody/coco_wholebody_dataset_builder.py')
+dummy = load_builder(DATASETS / 'coco_wholebody/coco_wholebody_dummy_data.py')
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,6 @@
 """Dexter+Object's converter, against made-up hands whose truth is known."""
 
 import argparse
-import importlib.util
 import pickle
 import re
 import shutil
@@ -10,8 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from prepare import load_builder
 
 from handpose_jax import hand
+from handpose_jax.data.conversion import records as conversion_records
 from handpose_jax.data.quarantine import BadRecord
 
 DATASETS = Path(__file__).parents[2] / 'datasets'
@@ -28,15 +29,8 @@ COLOUR_FROM_DEPTH = np.array(
 TIPS = [hand.KEYPOINT_NAMES.index(f'{finger}_tip') for finger in hand.FINGERS]
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location('prepare', DATASETS / 'prepare.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.load_builder(DATASETS / path)
-
-
-builder = load('dexter_object/dexter_object_dataset_builder.py')
-dummy = load('dexter_object/dexter_object_dummy_data.py')
+builder = load_builder(DATASETS / 'dexter_object/dexter_object_dataset_builder.py')
+dummy = load_builder(DATASETS / 'dexter_object/dexter_object_dummy_data.py')
 
 
 @pytest.fixture(scope='module')

@@ -1,13 +1,13 @@
 """Folders of one's own images against drawn hands."""
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from prepare import load_builder
 
 from handpose_jax.data.prepared import PreparedSource
 from handpose_jax.data.quarantine import BadRecord
@@ -16,15 +16,8 @@ from handpose_jax.data.sources import FolderSource
 DATASETS = Path(__file__).parents[2] / 'datasets'
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location('prepare', DATASETS / 'prepare.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.load_builder(DATASETS / path)
-
-
-builder = load('folder/folder_dataset_builder.py')
-dummy = load('folder/folder_dummy_data.py')
+builder = load_builder(DATASETS / 'folder/folder_dataset_builder.py')
+dummy = load_builder(DATASETS / 'folder/folder_dummy_data.py')
 
 
 def arguments(module, manual_dir, data_dir, *more):

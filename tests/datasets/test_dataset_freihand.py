@@ -1,7 +1,6 @@
 """The converter of FreiHAND, on made-up hands in its layout; and the real samples."""
 
 import argparse
-import importlib.util
 import itertools
 import json
 import pickle
@@ -12,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from prepare import load_builder
 
 from handpose_jax import hand
 from handpose_jax.data import images
@@ -23,14 +23,6 @@ KNUCKLES = (5, 9, 13, 17)
 LABELS = 24
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-load_builder = load(DATASETS / 'prepare.py').load_builder
 freihand = load_builder(DATASETS / 'freihand' / 'freihand_dataset_builder.py')
 dummy = load_builder(DATASETS / 'freihand' / 'freihand_dummy_data.py')
 

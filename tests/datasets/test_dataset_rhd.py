@@ -1,7 +1,6 @@
 """RHD's converter, against made-up hands whose truth is known."""
 
 import argparse
-import importlib.util
 import io
 import json
 import pickle
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from prepare import load_builder
 
 from handpose_jax import hand
 from handpose_jax.data import rhd
@@ -30,15 +30,8 @@ RHD_ROWS = (
 )
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location('prepare', DATASETS / 'prepare.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.load_builder(DATASETS / path)
-
-
-builder = load('rhd/rhd_dataset_builder.py')
-dummy = load('rhd/rhd_dummy_data.py')
+builder = load_builder(DATASETS / 'rhd/rhd_dataset_builder.py')
+dummy = load_builder(DATASETS / 'rhd/rhd_dummy_data.py')
 
 
 @pytest.fixture(scope='module')

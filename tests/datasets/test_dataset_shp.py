@@ -1,7 +1,6 @@
 """SHP's converter, against made-up hands whose truth is known."""
 
 import argparse
-import importlib.util
 import pickle
 import shutil
 import zipfile
@@ -11,8 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
+from prepare import load_builder
 
 from handpose_jax import hand
+from handpose_jax.data.conversion import records as conversion_records
 from handpose_jax.data.quarantine import BadRecord
 
 DATASETS = Path(__file__).parents[2] / 'datasets'
@@ -40,15 +41,8 @@ FRAMES = {'B1Random': 2, 'B2Counting': 3, 'B3Random': 2, 'B4Random': 2}
 CAMERAS = ('BB_left', 'BB_right', 'SK')
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location('prepare', DATASETS / 'prepare.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.load_builder(DATASETS / path)
-
-
-builder = load('shp/shp_dataset_builder.py')
-dummy = load('shp/shp_dummy_data.py')
+builder = load_builder(DATASETS / 'shp/shp_dataset_builder.py')
+dummy = load_builder(DATASETS / 'shp/shp_dummy_data.py')
 
 
 @pytest.fixture(scope='module')
