@@ -13,6 +13,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+CROP_SCALE = 2.2
+"""Side of the crop over the longest side of the hand's box. Source: Simon et al. 2017."""
+
 _SMOKES = ('smoke', 'smoke_prepared')
 
 # The fields of a data block that each source reads; the others are the other sources'.
@@ -39,7 +42,7 @@ def data(name: str, **values: Any) -> ConfigDict:
     block = ConfigDict()
     block.name = name
     block.root = ''  # folder of the data set; '': its place in your cache
-    block.crop_scale = 2.2  # side of the crop / longest side of the hand's box
+    block.crop_scale = CROP_SCALE  # side of the crop / longest side of the hand's box
     block.crop = 'box'  # prepared: what is cut out; 'image' for the whole image
     block.dataset = ''  # prepared: its name, not needed with a root
     block.count = 20_000  # rendered, drawn: hands to train on; a tenth as many each to val and test
@@ -308,7 +311,7 @@ def crop_scale(config: ConfigDict) -> float:
     settings = evaluation_data(config)
     if settings['name'] == 'mixture':
         settings = next(iter(settings['parts'].values()))
-    return 1.0 if settings.get('crop') == 'image' else float(settings['crop_scale'])
+    return 1.0 if settings.get('crop') == 'image' else float(settings.get('crop_scale', CROP_SCALE))
 
 
 def balance(config: ConfigDict) -> float | dict[str, float]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from handpose_jax import geometry, inference, models, visualize
-from handpose_jax.config import evaluation_data
+from handpose_jax.config import CROP_SCALE, evaluation_data
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import crop_image
 from handpose_jax.evaluation import protocols
@@ -27,8 +27,6 @@ METRICS_FILE = 'metrics.json'
 PREDICTIONS_FILE = 'predictions.json'
 SHEET_FILE = 'predictions.png'
 
-# Of a source whose settings name none.
-_CROP_SCALE = 2.2
 _CROP_TOLERANCE = 0.01
 
 _SHEET_COLUMNS = 8
@@ -205,7 +203,7 @@ def _check_normaliser(
         return []
     sample = source[0]
     crop = geometry.longest_side(np.asarray(sample['box'], np.float64))
-    scale = data.get('crop_scale', _CROP_SCALE)
+    scale = data.get('crop_scale', CROP_SCALE)
     if data.get('crop') == 'image':
         kind, words = 'image', "the image's longest side"
     elif np.isclose(crop, scale * sample['norm_size'], rtol=1e-3):

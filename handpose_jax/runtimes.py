@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Arrays = tuple[Float[np.ndarray, 'b h w c'], Float[np.ndarray, 'b 21 3']]
 """Heatmaps, and keypoints (x, y in pixels of the image, confidence)."""
 
-HOW_TO_INSTALL = 'pip install -e ".[export]" tensorflow-cpu, in the checkout'
+HOW_TO_INSTALL = 'pip install -e ".[export]" tensorflow-cpu'
 
 _OUTPUTS = ('heatmaps', 'keypoints')
 

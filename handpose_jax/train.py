@@ -181,7 +181,7 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
                 source,
                 max_skipped=config.max_skipped,
                 empty_after=config.empty_after,
-                say=bar.write,
+                log=bar.write,
             )
             told_to_stop = distributed.AnyProcess(mesh)
             for step in range(first + 1, last + 1):

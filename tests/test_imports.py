@@ -43,7 +43,8 @@ FENCES = {
     'tensorflow': ('export/', 'runtimes.py', 'models/pretrained.py'),
     # It imports TensorFlow itself.
     'jax.experimental.jax2tf': ('export/', 'runtimes.py', 'models/pretrained.py'),
-    # Loading a pickle runs what it says. There it is written; data/safe_pickle.py reads it.
+    # Loading a pickle runs what it says. There it is written; data/conversion/safe_pickle.py
+    # reads it.
     'pickle': ('data/rhd.py',),
 }
 ONLY_IN_FUNCTIONS = ('tensorflow', 'jax.experimental.jax2tf')

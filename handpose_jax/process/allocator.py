@@ -21,8 +21,8 @@ def keep_freed_memory() -> bool:
     Every step of XLA on the CPU allocates and frees its activations, hundreds of megabytes. By
     default glibc gives large blocks, and the emptied heaps of threads, back to the system; the next
     step waits while the system clears the same memory again, page by page: 765,000 pages
-    and a fifth of the time at 224 px and batch 32, none with this (docs/results.md). The process
-    keeps its largest size for good in exchange.
+    and a fifth of the time at 224 px and batch 32, none with this
+    (docs/notes/training_speed.md). The process keeps its largest size for good in exchange.
 
     Call it before the first large allocation; calling it again changes nothing. Huge pages are
     left out where the system does not give them.

@@ -35,7 +35,7 @@ class Watch:
         *,
         max_skipped: int,
         empty_after: int,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
         """Begins.
 
@@ -44,7 +44,7 @@ class Watch:
             source: of the batches, for the names of their records.
             max_skipped: skipped steps in a row that end the training, at least 1.
             empty_after: steps in a row with empty heatmaps before the alarm; 0 for no alarm.
-            say: prints a line.
+            log: prints a line.
 
         Raises:
             ValueError: for a number out of range.
@@ -58,7 +58,7 @@ class Watch:
         self._source = source
         self._max_skipped = max_skipped
         self._empty_after = empty_after
-        self._say = say
+        self._log = log
         self._last: tuple[int, Mapping[str, jax.Array], Mapping[str, np.ndarray]] | None = None
         self._empty_steps = 0
 
@@ -95,7 +95,7 @@ class Watch:
             return
         self._empty_steps = self._empty_steps + 1 if float(metrics['peak']) < EMPTY_PEAK else 0
         if self._empty_after and self._empty_steps == self._empty_after:
-            self._say(
+            self._log(
                 f'ALARM at step {step}: the heatmaps have been empty for {self._empty_steps} steps '
                 f'(highest value {float(metrics["peak"]):.3f} on average, expected near 1). The '
                 'network has learned to answer nothing; try a smaller learning rate, a longer '
@@ -119,7 +119,7 @@ class Watch:
             path = dump(self._folder, step, batch, names, numbers)
             where = f'; the batch is in {path}'
         if not gives_up:
-            self._say(f'step {step} skipped: {facts}{where}')
+            self._log(f'step {step} skipped: {facts}{where}')
             return
         raise DivergedError(
             f'step {step}: {facts}; {in_a_row} steps in a row were skipped{where}. Its records: '

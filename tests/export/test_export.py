@@ -300,7 +300,7 @@ def test_onnx_refuses_what_it_does_not_know(tmp_path):
         ('coreml', None, r"backend: expected one of jax, tflite, .*, got 'coreml'"),
         ('tflite', 0, 'threads: expected 1 or more, got 0'),
         ('stablehlo', 2, 'threads: expected None for stablehlo, got 2'),
-        ('onnx', None, r'x\.onnx: no such file; write it with python -m handpose_jax.export'),
+        ('onnx', None, r'x\.onnx: no such file; write it with handpose export'),
     ],
 )
 def test_load_tells_what_is_wrong(backend, threads, message, tmp_path):
@@ -311,7 +311,9 @@ def test_load_tells_what_is_wrong(backend, threads, message, tmp_path):
 def test_load_tells_what_to_install(tmp_path, monkeypatch):
     (tmp_path / 'x.onnx').write_bytes(b'')
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    with pytest.raises(ValueError, match=r'needs the module onnxruntime.*pip install "handpose'):
+    with pytest.raises(
+        ValueError, match=r'needs the module onnxruntime.*pip install -e "\.\[export\]"'
+    ):
         runtimes.load(str(tmp_path / 'x.onnx'), 'onnx')
 
 
@@ -517,7 +519,7 @@ def test_an_unknown_artefact_and_a_missing_package_are_told(workdir, monkeypatch
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(
         ValueError,
-        match=r'not installed: tensorflow \(for saved_model\); pip install "handpose_jax',
+        match=r'not installed: tensorflow \(for saved_model\); pip install -e "\.\[export\]"',
     ):
         export.export(str(workdir), only=['saved_model'])
 

@@ -117,7 +117,7 @@ def metrics_of(skipped_in_a_row=0, peak=0.9, loss=1.0):
 def make_watch(tmp_path, **changes):
     said = []
     options = {'max_skipped': 3, 'empty_after': 4, **changes}
-    watch = health.Watch(str(tmp_path), SketchSource(count=20), say=said.append, **options)
+    watch = health.Watch(str(tmp_path), SketchSource(count=20), log=said.append, **options)
     return watch, said
 
 
