@@ -95,27 +95,29 @@ def test_an_evaluation_leaves_every_hand_in_the_frame_of_its_photograph(evaluati
     result = made.run({})
     made.write(str(tmp_path), 7, result)
     record = metrics.read_evaluation(tmp_path / 'evaluation.npz')
-    assert record.index.tolist() == list(range(5))
+    assert record.errors.index.tolist() == list(range(5))
     assert record.image_id.tolist() == [f'hand/{index}' for index in range(5)]
-    assert record.is_left.tolist() == [False, True] * 2 + [False]
+    assert record.errors.is_left.tolist() == [False, True] * 2 + [False]
     for index in range(5):
         sample = source[index]
         x0, y0, x1, _ = sample['box']
         # The crop of a left hand is mirrored, so that its first corner is at the right.
         corner = (x1 if sample['is_left'] else x0, y0)
         np.testing.assert_allclose(
-            record.predicted_image[index], np.tile(corner, (21, 1)), rtol=1e-4
+            record.errors.predicted_image[index], np.tile(corner, (21, 1)), rtol=1e-4
         )
         counted = sample['visible']
-        np.testing.assert_array_equal(record.counted[index], counted)
+        np.testing.assert_array_equal(record.errors.counted[index], counted)
         truth = sample['keypoints'][counted]
-        np.testing.assert_allclose(record.truth_image[index, counted], truth, rtol=1e-4)
+        np.testing.assert_allclose(record.errors.truth_image[index, counted], truth, rtol=1e-4)
         error = np.linalg.norm(truth - corner, axis=1)
-        np.testing.assert_allclose(record.error_image[index, counted], error, rtol=1e-4)
+        np.testing.assert_allclose(record.errors.error_image[index, counted], error, rtol=1e-4)
         side = 2.2 * source.side(index)
-        np.testing.assert_allclose(record.error_crop[index, counted], error * 224 / side, rtol=1e-4)
-        assert record.norm_size[index] == source.side(index)
-    assert (record.confidence == 0.25).all()
+        np.testing.assert_allclose(
+            record.errors.error_crop[index, counted], error * 224 / side, rtol=1e-4
+        )
+        assert record.errors.norm_size[index] == source.side(index)
+    assert (record.errors.confidence == 0.25).all()
     written = json.loads((tmp_path / 'metrics.json').read_text())
     assert written == {'step': 7, **result.summary}
     assert record.meta == {

@@ -178,8 +178,10 @@ def fit(record: EvaluationRecord) -> Calibration:
 def fingerprint(record: EvaluationRecord) -> str:
     """A digest of everything in an evaluation that a calibration depends on."""
     digest = hashlib.sha256()
-    for name in ('confidence', 'error_crop', 'error_image', 'counted', 'truth_image', 'image_id'):
-        values = np.ascontiguousarray(getattr(record, name))
+    names = ('confidence', 'error_crop', 'error_image', 'counted', 'truth_image')
+    columns = {name: getattr(record.errors, name) for name in names}
+    for name, column in {**columns, 'image_id': record.image_id}.items():
+        values = np.ascontiguousarray(column)
         digest.update(f'{name} {values.dtype.str} {values.shape}\n'.encode())
         digest.update(values.tobytes())
     return digest.hexdigest()
@@ -327,19 +329,19 @@ _Tabulate = Callable[[_Observations], Float[np.ndarray, 'types 201']]
 
 
 def _observations(record: EvaluationRecord) -> _Observations:
-    counted = np.asarray(record.counted, bool)
+    counted = np.asarray(record.errors.counted, bool)
     side = record.errors.size_of('keypoint_box')
     # A single annotated keypoint has no box, so whether it is correct cannot be said.
-    usable = counted & np.isfinite(side)[:, None] & np.isfinite(record.confidence)
+    usable = counted & np.isfinite(side)[:, None] & np.isfinite(record.errors.confidence)
     names = [hashlib.sha256(str(name).encode()).digest() for name in record.image_id]
     share = np.array([int.from_bytes(name[:8], 'big') / 2**64 for name in names])
     fold = np.array([int.from_bytes(name[8:16], 'big') % _FOLDS for name in names], np.int64)
     row, keypoint = np.nonzero(usable)
     return _Observations(
-        confidence=record.confidence[usable],
-        correct=record.error_image[usable] <= CORRECT_WITHIN * side[row],
+        confidence=record.errors.confidence[usable],
+        correct=record.errors.error_image[usable] <= CORRECT_WITHIN * side[row],
         # Farther than the crop is wide says no more than that, and infinity would spoil a median.
-        error=np.minimum(record.error_crop[usable], float(EPE_FRAME)),
+        error=np.minimum(record.errors.error_crop[usable], float(EPE_FRAME)),
         type=_TYPE[keypoint],
         row=row,
         share=share[row],

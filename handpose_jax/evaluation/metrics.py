@@ -355,56 +355,6 @@ class EvaluationRecord:
     image_id: np.ndarray
     meta: dict[str, Any]
 
-    @property
-    def error_crop(self) -> Float[np.ndarray, 'n 21']:
-        """See KeypointErrors."""
-        return self.errors.error_crop
-
-    @property
-    def error_image(self) -> Float[np.ndarray, 'n 21']:
-        """See KeypointErrors."""
-        return self.errors.error_image
-
-    @property
-    def counted(self) -> Bool[np.ndarray, 'n 21']:
-        """See KeypointErrors."""
-        return self.errors.counted
-
-    @property
-    def hidden(self) -> Bool[np.ndarray, 'n 21']:
-        """See KeypointErrors."""
-        return self.errors.hidden
-
-    @property
-    def norm_size(self) -> Float[np.ndarray, 'n']:
-        """See KeypointErrors."""
-        return self.errors.norm_size
-
-    @property
-    def confidence(self) -> Float[np.ndarray, 'n 21']:
-        """See KeypointErrors."""
-        return self.errors.confidence
-
-    @property
-    def index(self) -> Integer[np.ndarray, 'n']:
-        """See KeypointErrors."""
-        return self.errors.index
-
-    @property
-    def predicted_image(self) -> Float[np.ndarray, 'n 21 2']:
-        """See KeypointErrors."""
-        return self.errors.predicted_image
-
-    @property
-    def truth_image(self) -> Float[np.ndarray, 'n 21 2']:
-        """See KeypointErrors."""
-        return self.errors.truth_image
-
-    @property
-    def is_left(self) -> Bool[np.ndarray, 'n']:
-        """See KeypointErrors."""
-        return self.errors.is_left
-
 
 def write_evaluation(path: str | os.PathLike[str], record: EvaluationRecord) -> None:
     """Writes a record as one .npz file without pickles; there is never half a file.

@@ -99,7 +99,7 @@ def test_what_was_measured_was_not_used_for_fitting(record, fitted):
     assert fitted.report['held_out']['hands'] == unseen.sum()
     assert fitted.report['fitted_on']['hands'] == (~unseen).sum()
     worse = {
-        name: np.where(unseen[:, None], 1000.0, getattr(record, name))
+        name: np.where(unseen[:, None], 1000.0, getattr(record.errors, name))
         for name in ('error_crop', 'error_image')
     }
     other = calibration.fit(change(record, **worse))
@@ -165,8 +165,8 @@ def test_outliers_hardly_widen_the_deviation_but_lower_the_probability(fitted):
 
 
 def test_predictions_that_failed_count_as_wrong_and_unusable_keypoints_not_at_all(record):
-    error_crop, error_image = record.error_crop.copy(), record.error_image.copy()
-    confidence, counted = record.confidence.copy(), record.counted.copy()
+    error_crop, error_image = record.errors.error_crop.copy(), record.errors.error_image.copy()
+    confidence, counted = record.errors.confidence.copy(), record.errors.counted.copy()
     error_crop[:, 3] = error_image[:, 3] = np.inf
     confidence[:, 5] = np.nan
     counted[:, 7] = False
@@ -241,7 +241,7 @@ def test_a_damaged_file_is_refused(tmp_path, fitted, damage, message):
 def test_the_fingerprint_is_of_what_it_was_fitted_on(record, fitted):
     assert fitted.report['fitted_on']['sha256'] == calibration.fingerprint(record)
     for name in ('confidence', 'error_crop', 'truth_image'):
-        values = getattr(record, name).copy()
+        values = getattr(record.errors, name).copy()
         values.flat[5] += 1
         assert calibration.fingerprint(change(record, **{name: values})) != calibration.fingerprint(
             record

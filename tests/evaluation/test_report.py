@@ -266,7 +266,7 @@ def reordered(record, order):
 def test_pairs_are_found_by_name_and_share_their_draws(sketches):
     first = record_of(errors_of(sketches, noisy(sketches, 3.0)))
     # The same errors and 4% more: each run's own interval is far wider than that.
-    worse = errors_of(sketches, sketches + 1.04 * (first.predicted_image - sketches))
+    worse = errors_of(sketches, sketches + 1.04 * (first.errors.predicted_image - sketches))
     second = record_of(worse)
     found = comparison.compare(as_run(first), as_run(second)).differences['epe_mean_224']
     own = comparison.intervals(as_run(first))['epe_mean_224']
@@ -312,15 +312,15 @@ UNPAIRABLE = {
         'different keypoints',
     ),
     'other annotations': (
-        lambda record: changed(truth_image=record.truth_image + 1.0)(record),
+        lambda record: changed(truth_image=record.errors.truth_image + 1.0)(record),
         'annotations',
     ),
     'other normaliser': (
-        lambda record: changed(norm_size=record.norm_size * 1.1)(record),
+        lambda record: changed(norm_size=record.errors.norm_size * 1.1)(record),
         'normaliser',
     ),
     'other crops': (
-        lambda record: changed(error_crop=record.error_crop * 1.1)(record),
+        lambda record: changed(error_crop=record.errors.error_crop * 1.1)(record),
         'different scales',
     ),
 }
@@ -388,12 +388,12 @@ def test_the_numbers_are_those_of_metrics(two_runs, report):
 
 def test_hidden_and_visible_keypoints_are_told_apart(two_runs, report):
     record = metrics.read_evaluation(f'{two_runs[0]}/evaluation.npz')
-    for label, part in (('in view', ~record.hidden), ('hidden', record.hidden)):
+    for label, part in (('in view', ~record.errors.hidden), ('hidden', record.errors.hidden)):
         row = Page(report[0]).row(label)
         assert row[1] == f'{part.sum():,}'
         assert row[2:4] == [
-            format(record.error_crop[part].mean(), '.2f'),
-            format(np.median(record.error_crop[part]), '.2f'),
+            format(record.errors.error_crop[part].mean(), '.2f'),
+            format(np.median(record.errors.error_crop[part]), '.2f'),
         ]
 
 
@@ -481,7 +481,9 @@ def test_the_worst_come_first_with_pictures_of_themselves(two_runs):
         box = source[int(i)]['box'].astype(np.float64)
         crop_from_image = geometry.crop_from_image(box, len(picture))
         # The annotation is drawn last, in white.
-        at = np.round(geometry.apply_affine(crop_from_image, run.record.truth_image[i])).astype(int)
+        at = np.round(
+            geometry.apply_affine(crop_from_image, run.record.errors.truth_image[i])
+        ).astype(int)
         assert (picture[at[:, 1], at[:, 0]].mean(axis=1) > 200).mean() > 0.8
 
 

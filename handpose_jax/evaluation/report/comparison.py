@@ -92,15 +92,17 @@ def why_not(first: Run, other: Run) -> str:
             f'{alone[1]:,} only in {other.name}, {len(names[0]) - alone[0]:,} in both'
         )
     a, b = (np.argsort(ids, kind='stable') for ids in names)
-    counted = first.record.counted[a]
-    if not np.array_equal(counted, other.record.counted[b]):
+    counted = first.record.errors.counted[a]
+    if not np.array_equal(counted, other.record.errors.counted[b]):
         return 'different keypoints of the same hands are annotated'
-    moved = np.abs(first.record.truth_image[a] - other.record.truth_image[b])[counted]
+    moved = np.abs(first.record.errors.truth_image[a] - other.record.errors.truth_image[b])[counted]
     if not (moved <= _SAME_PIXELS).all():
         return 'the annotations of hands with the same image_id differ: these are other data'
     some = counted.any(axis=1)
     if not np.allclose(
-        first.record.norm_size[a][some], other.record.norm_size[b][some], rtol=_SAME_SCALE
+        first.record.errors.norm_size[a][some],
+        other.record.errors.norm_size[b][some],
+        rtol=_SAME_SCALE,
     ):
         return f'the normaliser ({first.protocol.normaliser}) of the same hands differs'
     scales = [_image_px_of_crop_px(run)[order] for run, order in ((first, a), (other, b))]

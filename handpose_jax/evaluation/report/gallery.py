@@ -115,7 +115,7 @@ def worst_cases(run: Run, count: int) -> Gallery:
             except (ValueError, OSError, IndexError) as error:
                 no_pictures = str(error).splitlines()[0]
             else:
-                if _is_truncated(sample, run.record.truth_image[i], annotated[i]):
+                if _is_truncated(sample, run.record.errors.truth_image[i], annotated[i]):
                     found.insert(0, TRUNCATED)
                 picture, beyond = _draw_case(run, i, sample)
                 jpeg = cv2.imencode(
@@ -126,7 +126,7 @@ def worst_cases(run: Run, count: int) -> Gallery:
                 image_id=str(run.record.image_id[i]),
                 error=float(mean_error[i]),
                 confidence=float(np.median(_confidence(run)[i])),
-                hidden=int((run.record.hidden[i] & annotated[i]).sum()),
+                hidden=int((run.record.errors.hidden[i] & annotated[i]).sum()),
                 annotated=int(annotated[i].sum()),
                 reasons=tuple(found) or (NONE,),
                 jpeg=jpeg,
@@ -142,19 +142,19 @@ def reasons_without_picture(run: Run) -> dict[str, Bool[np.ndarray, 'n']]:
     record = run.record
     counted = run.errors.select(run.protocol.keypoints).counted
     number = counted.sum(axis=1)
-    hidden = (record.hidden & counted).sum(axis=1)
+    hidden = (record.errors.hidden & counted).sum(axis=1)
     confidence = np.median(_confidence(run), axis=1)
     limit = np.quantile(confidence, _UNSURE_SHARE) if len(confidence) else 0.0
     return {
         OCCLUDED: (number > 0) & (hidden >= _HIDDEN_SHARE * number),
         UNSURE: confidence < limit,
-        SWAPPED: _is_swapped(record.predicted_image, record.truth_image, counted),
+        SWAPPED: _is_swapped(record.errors.predicted_image, record.errors.truth_image, counted),
     }
 
 
 def _confidence(run: Run) -> Float[np.ndarray, 'n 21']:
     # Of a heatmap that is no number, nobody can be sure.
-    return np.nan_to_num(run.record.confidence, nan=0.0)
+    return np.nan_to_num(run.record.errors.confidence, nan=0.0)
 
 
 def _is_swapped(
@@ -212,11 +212,11 @@ def _draw_case(run: Run, i: int, sample: Sample) -> tuple[UInt8[np.ndarray, 's s
     # As photographed: the picture is for people, so a left hand stays a left hand.
     crop, image_from_crop = crop_image(sample['image'], sample['box'], _TILE)
     crop_from_image = geometry.invert(image_from_crop)
-    predicted = geometry.apply_affine(crop_from_image, run.record.predicted_image[i])
-    truth = geometry.apply_affine(crop_from_image, run.record.truth_image[i])
-    picture = visualize.draw_hand(crop, predicted, confidence=run.record.confidence[i])
+    predicted = geometry.apply_affine(crop_from_image, run.record.errors.predicted_image[i])
+    truth = geometry.apply_affine(crop_from_image, run.record.errors.truth_image[i])
+    picture = visualize.draw_hand(crop, predicted, confidence=run.record.errors.confidence[i])
     picture = visualize.draw_hand(
-        picture, truth, visible=run.record.counted[i], thickness=1, colour=(255, 255, 255)
+        picture, truth, visible=run.record.errors.counted[i], thickness=1, colour=(255, 255, 255)
     )
     inside = ((predicted >= -0.5) & (predicted <= _TILE - 0.5)).all(axis=1)
     return picture, int((~inside).sum())
@@ -242,7 +242,7 @@ def _check_rendered(data: Mapping[str, Any]) -> None:
 
 
 def _sample(source: Any, run: Run, i: int) -> Sample:
-    index, name = int(run.record.index[i]), str(run.record.image_id[i])
+    index, name = int(run.record.errors.index[i]), str(run.record.image_id[i])
     if index >= len(source):
         raise ValueError(f'record {index} ({name}) is gone: the data has changed since')
     sample = source[index]

@@ -206,7 +206,7 @@ def occlusion(run: Run) -> Table:
 
 def occlusion_summaries(run: Run) -> dict[str, dict[str, Any]]:
     """The metrics of keypoints in view and hidden ones."""
-    hidden = run.record.hidden
+    hidden = run.record.errors.hidden
     return {
         label: run.summary_of(part) for label, part in (('in view', ~hidden), ('hidden', hidden))
     }
@@ -214,7 +214,9 @@ def occlusion_summaries(run: Run) -> dict[str, dict[str, Any]]:
 
 def knows_hidden(run: Run) -> bool:
     """Whether the run's data tells of hidden keypoints at all."""
-    return bool((run.record.hidden & run.errors.select(run.protocol.keypoints).counted).any())
+    return bool(
+        (run.record.errors.hidden & run.errors.select(run.protocol.keypoints).counted).any()
+    )
 
 
 def published(protocol: Protocol) -> Table:
