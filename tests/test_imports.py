@@ -382,3 +382,9 @@ def test_training_and_prediction_import_no_tensorflow(module):
 
 def test_writing_metrics_imports_no_tensorflow():
     assert 'tensorflow' not in loaded_by(f'import {PACKAGE}.training.writers')
+
+
+def test_predicting_with_an_exported_file_needs_no_jax():
+    loaded = loaded_by(f'import {PACKAGE}.predictor, {PACKAGE}.visualize')
+    assert 'cv2' in loaded
+    assert not loaded & {'jax', 'flax', 'orbax', 'grain', 'mitsuba', 'tensorflow', 'matplotlib'}
