@@ -57,7 +57,7 @@ class MakeHand:
         """Draws record number `index`."""
         number = self.first + index
         copied = self.faults and self.first > 0
-        # Of the test split, records 0-9 show pictures of the training split.
+        # Records 0-9 of the test split show pictures of the training split.
         kind = KINDS_OF_COPIES[index] if copied and index < len(KINDS_OF_COPIES) else ''
         if kind:
             number = 3 * index

@@ -43,7 +43,7 @@ train.train(config, sys.argv[2], stop_at=1)
 
 
 def _seconds_to_first_step(cache: str) -> float:
-    """Of one process; the metrics of a step are written when it is done."""
+    """Runs one process; the metrics of a step are written when it is done."""
     with tempfile.TemporaryDirectory() as workdir:
         environment = {**os.environ, 'XDG_CACHE_HOME': cache}
         environment.pop('JAX_COMPILATION_CACHE_DIR', None)

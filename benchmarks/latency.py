@@ -124,7 +124,7 @@ def choose(flags: argparse.Namespace) -> tuple[list[tuple[str, str]], list[str]]
             else:
                 reasons.append(
                     f'{name}: {artefacts.file_name(backend, precision)} is not in '
-                    'W/export; write it with python -m handpose_jax.export --workdir W'
+                    'W/export; write it with handpose export --workdir W'
                 )
         reasons = list(filter(None, reasons))
         if reasons and name in flags.named:

@@ -78,7 +78,7 @@ def _render_some(first: int, count: int) -> None:
 
 
 _WARM_UP_PICTURES = 60
-"""Of each worker: the first uses of skins and textures paint them."""
+"""Each worker renders so many first: the first uses of skins and textures paint them."""
 
 _pools: list[concurrent.futures.ProcessPoolExecutor] = []
 
@@ -228,7 +228,7 @@ def main() -> None:
             f'{name:26s} {row["images_per_s"]:8.1f} images/s ({row["lowest"]} .. {row["highest"]})'
         )
     for name, values in rates.items():
-        # Of the rounds that stood side by side.
+        # Ratios are taken of rounds that stood side by side.
         if peers := rates.get(f'{name}_torch'):
             ratios = [ours / theirs for ours, theirs in zip(values, peers, strict=True)]
             figures[name]['ratio_to_torch'] = round(statistics.median(ratios), 3)

@@ -99,16 +99,12 @@ def paper() -> ConfigDict:
     config.sigma = 7.0  # of the target peaks, pixels of a 224 crop
     config.loss = 'squared_error'  # or 'iou'
     config.ema = 0.0  # weight of the old average of the parameters; 0: none
-    config.init_from = (
-        ''  # weights to start from, see handpose_jax/models/pretrained.py; '': random
-    )
+    config.init_from = ''  # weights to start from, see models/pretrained.py; '': random
 
     config.model = ConfigDict()
     config.model.name = 'mobilenet_v2'
     config.model.width = 1.0  # multiplier on the channels
-    config.model.decoder_widths = (
-        ConfigDict()
-    )  # fields of DecoderWidths that differ from the paper's
+    config.model.decoder_widths = ConfigDict()  # fields of DecoderWidths that differ
     config.model.bn_momentum = 0.99
     config.model.dtype = 'float32'  # of the computation; or 'bfloat16'
 

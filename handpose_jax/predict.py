@@ -81,7 +81,7 @@ def _parse_box(text: str) -> list[float]:
     return values
 
 
-def main(argv: Sequence[str] | None = None, prog: str = 'python -m handpose_jax.predict') -> None:
+def main(argv: Sequence[str] | None = None, prog: str = 'handpose predict') -> None:
     """The command line; user errors end as one message and exit code 1."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument('photos', nargs='+', type=Path, help='image files')

@@ -18,7 +18,7 @@ from handpose_jax.evaluation import calibration
 from handpose_jax.evaluation.metrics import EPE_FRAME
 from handpose_jax.hand import KEYPOINT_NAMES
 
-SIDES = ('left', 'right')
+_SIDES = ('left', 'right')
 
 # The ends of the files that an export writes, and the runtime that opens each.
 _BACKENDS = {'.tflite': 'tflite', '.onnx': 'onnx', '.stablehlo': 'stablehlo'}
@@ -98,7 +98,7 @@ class Predictor:
         ]
 
     def _find(self, image: UInt8[np.ndarray, 'h w 3'], box: Any, side: str) -> Hand:
-        if side not in SIDES:
+        if side not in _SIDES:
             raise ValueError(f"side: expected 'left' or 'right', got {side!r}")
         height, width = image.shape[:2]
         if box is None:

@@ -143,7 +143,7 @@ def _load_saved_model(path: str, threads: int | None) -> Runtime:
     (given,) = loaded.signatures['serving_default'].structured_input_signature[1].values()
 
     def run(images: np.ndarray) -> Arrays:
-        # Asked for at each call: a signature does not keep alive what it belongs to.
+        # The signature is asked for at each call: it does not keep alive what it belongs to.
         found = loaded.signatures['serving_default'](
             **{given.name: tf.constant(images.astype(np.float32))}
         )

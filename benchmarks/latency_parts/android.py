@@ -148,7 +148,7 @@ class Phone:
         }
 
     def temperature(self) -> float | None:
-        """Of the battery, degrees Celsius."""
+        """Reads the temperature of the battery, degrees Celsius."""
         found = re.search(r'^\s*temperature: (-?\d+)', self.try_shell('dumpsys battery'), re.M)
         return int(found[1]) / 10 if found else None
 

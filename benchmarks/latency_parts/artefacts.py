@@ -51,7 +51,7 @@ def missing_modules(backend: str, make: bool) -> list[str]:
 
 
 def file_name(backend: str, precision: str) -> str:
-    """Of what handpose_jax.export writes for a backend."""
+    """Names the file that an export writes for a backend."""
     return f'handpose_{precision}.tflite' if backend == 'tflite' else EXPORTED[backend]
 
 
@@ -63,7 +63,7 @@ def is_exported(workdir: str, backend: str, precision: str) -> bool:
 
 
 def _file_bytes(path: pathlib.Path) -> int:
-    """Of a file, or of all files in a folder."""
+    """Adds up the bytes of a file, or of all files in a folder."""
     files = path.rglob('*') if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 NETWORK_OUTPUT = 'heatmaps'
-"""Of the two outputs of handpose_jax.export's files the one that is not decoded."""
+"""An exported file has two outputs; this one is not decoded."""
 
 
 def count_macs(path: pathlib.Path) -> int:

@@ -33,7 +33,7 @@ def _peak_memory() -> float:
     """The most memory this process has held, MB."""
     status = pathlib.Path('/proc/self/status')
     if status.exists():
-        # Of this process alone: what getrusage says begins with its parent's.
+        # This counts the process alone: what getrusage says begins with its parent's.
         found = re.search(r'VmHWM:\s*(\d+) kB', status.read_text())
         if found:
             return int(found[1]) / 1024

@@ -46,7 +46,7 @@ HEAD_SHARE = 0.7
 EVALUATION = ('val', 'test')
 """Splits in which no record may be bad."""
 
-# Of COCO-WholeBody: split, annotations, images.
+# COCO-WholeBody publishes these: split, annotations, images.
 _PUBLISHED = (
     ('train', 'annotations/coco_wholebody_train_v1.0.json', 'train2017'),
     ('val', 'annotations/coco_wholebody_val_v1.0.json', 'val2017'),

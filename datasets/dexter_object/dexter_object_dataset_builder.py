@@ -120,7 +120,7 @@ class MakeExample(NamedTuple):
                 expected='fingertips before the colour camera',
                 got=f'{known[known[:, 2].argmin()].tolist()} mm',
             )
-        # Of what is not known there is no better guess in 3D.
+        # What is not known has no better guess in 3D.
         points_3d = np.tile(known.mean(axis=0), (hand.NUM_KEYPOINTS, 1))
         annotated = np.zeros(hand.NUM_KEYPOINTS, bool)
         for tip, keypoint in enumerate(hand.FINGERTIPS):

@@ -14,7 +14,7 @@ from handpose_jax.data.conversion import folder_records, records
 VERSION = '1'
 
 DEFAULT_SPLIT = 'train'
-"""Of records that name none."""
+"""Records that name no split are put here."""
 
 EVALUATION = ('val', 'test')
 """Splits in which no record may be bad."""

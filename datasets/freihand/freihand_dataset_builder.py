@@ -29,7 +29,7 @@ ADVICE = (
 )
 
 NUM_VERSIONS = 4
-"""Of each training photograph: as taken, then with three other backgrounds."""
+"""Each training photograph comes as taken, then with three other backgrounds."""
 
 NUM_LABELS = 32_560
 BOUNDS = {'train': (0, 26_000), 'val': (26_000, 31_000), 'test': (31_000, 32_560)}

@@ -54,7 +54,7 @@ class MakeExample(NamedTuple):
             file=Path(self.folder) / self.split / f'anno_{self.split}.pickle',
             record=hand.image_id,
             keypoints=hand.keypoints,
-            # Of what lies behind the camera no picture shows the place.
+            # No picture shows the place of what lies behind the camera.
             annotated=hand.keypoints_3d[:, 2] > 0,
             visible=hand.visible,
             is_left=hand.is_left,

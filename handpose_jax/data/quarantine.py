@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_SHARE = 0.01
-"""Of a split's records."""
+"""This share of a split's records may be bad."""
 
 FILE = 'quarantine.json'
 """In a prepared data set: its records that were left out; [] where there are none."""

@@ -501,7 +501,7 @@ def _left_is_dominant(
         points = values['uv_vis'][rows]
         # Visibility and presence decide where no hand is seen in the mask.
         ranks[side] = (pixels[side], int(points[:, 2].sum()), bool(points.any()))
-    # Of equals the right one: the authors ask for more pixels on the left.
+    # The right hand wins a tie: the authors ask for more pixels on the left.
     dominant = 'left' if ranks['left'] > ranks['right'] else 'right'
     if not ranks[dominant][2]:
         raise ValueError(

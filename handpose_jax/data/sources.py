@@ -201,7 +201,7 @@ class SketchSource:
         return self._count
 
     def fingerprint(self) -> str:
-        """Of what the drawings are made from, which decides every pixel."""
+        """Names what the drawings are made from, which decides every pixel."""
         return f'sketch/{self._split}/{self._count}/{self._size}'
 
     def image_id(self, index: int, /) -> str:

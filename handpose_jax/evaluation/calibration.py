@@ -1,4 +1,4 @@
-"""Confidence that means something: python -m handpose_jax.evaluation.calibration --workdir W.
+"""Confidence that means something: handpose calibrate --workdir W.
 
 A heatmap's peak is not a probability. From an evaluation, W/evaluation.npz, this fits what a
 confidence says about a keypoint's error, and writes it to W/calibration.json:
@@ -45,7 +45,7 @@ from handpose_jax.process import storage
 CALIBRATION_FILE = 'calibration.json'
 
 CORRECT_WITHIN = 0.2
-"""Of the box's longest side, the usual threshold of PCK: an error up to it counts as correct."""
+"""An error up to this part of the box's longest side, PCK's usual threshold, is correct."""
 
 KEYPOINT_TYPES = ('wrist', 'first', 'second', 'third', 'tip')
 """Joints of a finger from the hand outwards."""
@@ -220,7 +220,7 @@ def load(workdir: str | os.PathLike[str]) -> Calibration | None:
     path = storage.folder(workdir) / CALIBRATION_FILE
     if not path.exists():
         return None
-    again = f'make it anew with python -m handpose_jax.evaluation.calibration --workdir {workdir}'
+    again = f'make it anew with handpose calibrate --workdir {workdir}'
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -560,9 +560,7 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def main(
-    argv: Sequence[str] | None = None, prog: str = 'python -m handpose_jax.evaluation.calibration'
-) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = 'handpose calibrate') -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog=prog,

@@ -186,11 +186,6 @@ class KeypointErrors:
         """Errors of the counted keypoints, px of the photograph."""
         return self.error_image[self.counted]
 
-    def counted_normalised(self) -> Float[np.ndarray, 'm']:
-        """Errors of the counted keypoints in units of their hand's norm_size."""
-        norm_size = np.broadcast_to(self.norm_size[:, None], self.counted.shape)
-        return self.error_image[self.counted] / norm_size[self.counted]
-
     def epe_per_hand(self) -> Float[np.ndarray, 'n']:
         """Mean error of each hand's counted keypoints, px of the EPE_FRAME crop.
 
@@ -329,7 +324,7 @@ class KeypointErrors:
     def _shares(
         self, unit: Float[np.ndarray, 'n'], thresholds: Float[np.ndarray, 't'], protocol: Protocol
     ) -> Float[np.ndarray, 't'] | None:
-        # Of a hand without a size, as one keypoint alone has none, nothing can be said.
+        # A hand without a size, as one keypoint alone has none, cannot be judged.
         counted = self.counted & ~np.isnan(unit)[:, None]
         if not counted.any():
             return None
@@ -396,7 +391,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> EvaluationRecord:
         data = storage.folder(path).read_bytes()
     except OSError as error:
         raise ValueError(
-            f'{path}: no evaluation to read ({error.strerror}); make one with --mode evaluate'
+            f'{path}: no evaluation to read ({error.strerror}); make one with handpose evaluate'
         ) from error
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
@@ -409,7 +404,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> EvaluationRecord:
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f'{path}: expected the file of an evaluation, got another or a damaged one ({error}); '
-            'make it anew with --mode evaluate'
+            'make it anew with handpose evaluate'
         ) from error
 
 

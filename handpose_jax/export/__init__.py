@@ -1,6 +1,6 @@
 """Trained networks as files for other runtimes: TFLite, ONNX, StableHLO, SavedModel.
 
-    python -m handpose_jax.export --workdir W
+    handpose export --workdir W
 
 Everything is behind a gate: an artefact that does not find the same keypoints as JAX, in its own
 runtime and in a fresh process, fails the export, and none is left.

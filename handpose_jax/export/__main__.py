@@ -1,4 +1,4 @@
-"""The command line: python -m handpose_jax.export --workdir W."""
+"""The command line: handpose export --workdir W."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from handpose_jax.export import ARTEFACTS, NUM_IMAGES, describe, export
 
 
-def main(argv: Sequence[str] | None = None, prog: str = 'python -m handpose_jax.export') -> None:
+def main(argv: Sequence[str] | None = None, prog: str = 'handpose export') -> None:
     """Exports, and prints the gate's table; user errors end as one message and exit code 1."""
     parser = argparse.ArgumentParser(
         prog=prog,

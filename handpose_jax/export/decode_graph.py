@@ -182,7 +182,7 @@ def _pool_highest(maps: Array, size: int, stride: int) -> Array:
 
 
 def _nth_highest(maps: Array, n: int) -> Array:
-    """Of each map the n-th highest value, which may be equal to those before it: [b 1 1 k]."""
+    """Finds each map's n-th highest value, which may be equal to those before it: [b 1 1 k]."""
 
     # A function of its own in what is traced: ONNX has an operation for it.
     @jax.jit

@@ -90,7 +90,7 @@ class _Writer:
     def __init__(self) -> None:
         self._nodes: list[Any] = []
         self._made_by: dict[str, Any] = {}
-        # Of decode_graph, by their names.
+        # These are decode_graph's, by their names.
         self._functions: dict[Any, Callable[..., _Tensor]] = {
             'is_positive': self._is_positive,
             'nth_highest': self._nth_highest,

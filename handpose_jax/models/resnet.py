@@ -39,10 +39,6 @@ class Stem(Layer):
     Its padding is 3 on every side, where ConvBN's SAME would be 2 and 3.
     """
 
-    bn_momentum: float = 0.99
-    dtype: Any = jnp.float32
-    folded: bool = False
-
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         kernel = self.param(

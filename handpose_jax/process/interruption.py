@@ -6,7 +6,7 @@ import threading
 from types import FrameType
 
 EXIT_CODE = 75
-"""Of a run that was asked to stop and can go on. Source: EX_TEMPFAIL of BSD's sysexits.h."""
+"""A run that was asked to stop ends with it. Source: EX_TEMPFAIL of BSD's sysexits.h."""
 
 
 class Interrupted(Exception):

@@ -63,7 +63,7 @@ def load_variables(workdir: str, template: Any) -> tuple[int, dict[str, Any]]:
     folder = absolute(workdir) / CHECKPOINTS
     if not folder.is_dir():
         raise ValueError(f'workdir {workdir}: no {CHECKPOINTS}/; train there first')
-    # Said here: the devices it was saved from may not be there.
+    # The place is said here: the devices it was saved from may not be there.
     place = distributed.inference_sharding()
 
     def shapes(tree: Any) -> Any:

@@ -1,6 +1,6 @@
 """What benchmarks/decoding.py and benchmarks/robustness.py measure, on cases worked out by hand."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,10 +15,7 @@ FOLDER = Path(__file__).parents[2] / 'benchmarks'
 
 def load_script(name, monkeypatch_context):
     monkeypatch_context.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)
 
 
 @pytest.fixture(scope='module')

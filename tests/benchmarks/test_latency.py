@@ -99,7 +99,7 @@ def test_shares_and_ratios_are_of_what_stood_in_the_same_round():
     assert row['network']['share_of_matmul'] == pytest.approx(0.5)
     assert row['ratio_to_tflite'] == pytest.approx(2)
     assert row['network']['ratio_to_tflite'] == pytest.approx(2)
-    # Of the calls beside the network's, not of those that came one after the other.
+    # The share is of the calls beside the network's, not of those that came one after the other.
     assert row['decode']['share_of_network'] == pytest.approx(0.04)
     assert row['decode']['ms'] == pytest.approx((1.6 + 3.2) / 2)
     assert row['round_ms'] == [52, 104]

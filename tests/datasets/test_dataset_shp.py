@@ -36,7 +36,7 @@ SK_MATRIX = np.array([[607.92271, 0, 314.78337], [0, 607.88192, 236.42484], [0, 
 BASELINE = 120.054
 ROTATION = np.array([0.00531, -0.01196, 0.00301])
 TRANSLATION = np.array([-24.0381, -0.4563, -1.2326])
-# Of the others one each.
+# One of each of the others.
 FRAMES = {'B1Random': 2, 'B2Counting': 3, 'B3Random': 2, 'B4Random': 2}
 CAMERAS = ('BB_left', 'BB_right', 'SK')
 

@@ -615,7 +615,7 @@ def test_the_file_holds_arrays_by_the_names_and_no_pickles(tmp_path):
 
 def test_no_evaluation_or_a_damaged_one_is_said(tmp_path):
     path = tmp_path / 'evaluation.npz'
-    with pytest.raises(ValueError, match=r'evaluation\.npz: no evaluation.*--mode evaluate'):
+    with pytest.raises(ValueError, match=r'evaluation\.npz: no evaluation.*handpose evaluate'):
         metrics.read_evaluation(path)
     metrics.write_evaluation(path, make_record())
     whole = path.read_bytes()

@@ -382,7 +382,7 @@ def test_the_numbers_are_those_of_metrics(two_runs, report):
         format(tip['epe_median_224'], '.2f'),
     ]
     for workdir in two_runs:
-        assert f'python -m handpose_jax.main --mode evaluate --workdir {workdir}' in page.words
+        assert f'handpose evaluate --workdir {workdir}' in page.words
         assert f'--workdir {workdir}`' in markdown
 
 
@@ -700,7 +700,7 @@ def test_a_workdir_that_was_not_evaluated_gives_one_line(tmp_path, two_runs):
         main([two_runs[0], str(workdir), '--out', str(tmp_path / 'out')])
     message = str(stopped.value)
     assert message.startswith(f'error: workdir {workdir}: no evaluation.npz')
-    assert f'--mode evaluate --workdir {workdir}' in message
+    assert f'handpose evaluate --workdir {workdir}' in message
     assert '\n' not in message
     assert not (tmp_path / 'out').exists()
 

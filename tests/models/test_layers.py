@@ -318,7 +318,7 @@ KINDS = {
 
 
 def random_variables(block, x):
-    """Of the names, shapes and dtypes that the block gives itself."""
+    """Makes variables of the names, shapes and dtypes that the block gives itself."""
     rng = np.random.default_rng(1)
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape) - 0.8, leaf.dtype),

@@ -108,7 +108,7 @@ def test_every_golden_file_is_of_a_model():
     [('mobilenet_v2', 4_241_046, 1.1438), ('resnet50', 12_053_974, 4.024)],
 )
 def test_golden_sizes_are_the_reconstructed_ones(variant, parameters, giga_macs):
-    """Of the decoder's widths, which were chosen to meet the 4.24 M parameters of the authors."""
+    """The decoder's widths were chosen to meet the 4.24 M parameters of the authors."""
     golden = json.loads((GOLDEN / f'{variant}.json').read_text())
     assert golden['trainable_parameters'] == parameters
     assert golden['macs_224'] / 1e9 == pytest.approx(giga_macs, abs=5e-5 if giga_macs < 2 else 5e-4)

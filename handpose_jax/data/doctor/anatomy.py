@@ -240,7 +240,7 @@ class Anatomy:
         self.usual = np.quantile(self.scaled_density(fresh, annotated), [0.001, 0.5, 0.6])
         """Scaled density of hands: what one in a thousand, half, and three in five fall below."""
         self.usual_parts = np.quantile(self.part_densities(fresh, annotated), 0.001, axis=0)
-        """Of each part: what one in a thousand falls below."""
+        """Gives for each part what one in a thousand falls below."""
         lengths = bone_lengths(fresh, np.ones(fresh.shape[:2], bool))
         self.usual_bones = np.quantile(lengths, [0.001, 0.999], axis=0)
         """Seen lengths of the bones as in bone_lengths(): one in a thousand is shorter, longer."""

@@ -121,7 +121,7 @@ def _shape_limit(densities: Float[np.ndarray, 'n'], usual: float) -> float:
     if len(densities) < FEW:
         return usual
     middle = float(np.median(densities))
-    # Of the lower half: the upper one is cut off where a hand is as usual as can be.
+    # The lower half is taken: the upper one is cut off where a hand is as usual as can be.
     spread = 1.4826 * float(np.median(middle - densities[densities <= middle]))
     return min(usual, middle - 5 * spread)
 

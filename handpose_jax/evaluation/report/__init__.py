@@ -1,4 +1,4 @@
-"""Evaluations as one page: python -m handpose_jax.evaluation.report W1 W2 ... --out DIR.
+"""Evaluations as one page: handpose report W1 W2 ... --out DIR.
 
     runs        what the workdirs hold
     bootstrap   how far a metric may be off: hands drawn again and again

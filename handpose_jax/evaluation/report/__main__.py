@@ -1,4 +1,4 @@
-"""The command line: python -m handpose_jax.evaluation.report W1 W2 ... --out DIR."""
+"""The command line: handpose report W1 W2 ... --out DIR."""
 
 import argparse
 import sys
@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from handpose_jax.evaluation.report import MARKDOWN_FILE, WORST, write_report
 
 
-def main(
-    argv: Sequence[str] | None = None, prog: str = 'python -m handpose_jax.evaluation.report'
-) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = 'handpose report') -> None:
     """Writes the report; user errors end as one message and exit code 1."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description='Puts evaluated runs on one page; the first is what the others are compared '
-        'with. Evaluate them first: python -m handpose_jax.main --mode evaluate --workdir W',
+        'with. Evaluate them first: handpose evaluate --workdir W',
     )
     parser.add_argument('workdirs', nargs='+', metavar='W', help='folder of an evaluated run')
     parser.add_argument('--out', required=True, metavar='DIR', help='receives the report')

@@ -15,7 +15,7 @@ _SAME_SCALE = 1e-3
 
 
 class Difference(NamedTuple):
-    """Of one metric: the other run's value minus the first's.
+    """How one metric differs: the other run's value minus the first's.
 
     Attributes:
         value: None where one of the two does not exist.

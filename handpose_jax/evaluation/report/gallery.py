@@ -153,7 +153,7 @@ def reasons_without_picture(run: Run) -> dict[str, Bool[np.ndarray, 'n']]:
 
 
 def _confidence(run: Run) -> Float[np.ndarray, 'n 21']:
-    # Of a heatmap that is no number, nobody can be sure.
+    # Nobody can be sure of a heatmap that is no number.
     return np.nan_to_num(run.record.errors.confidence, nan=0.0)
 
 

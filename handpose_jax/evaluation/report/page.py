@@ -211,7 +211,7 @@ def _confidence(content: Content) -> str:
 
 def _calibrated(runs: Sequence[Run]) -> list[str]:
     sentences = []
-    command = 'python -m handpose_jax.evaluation.calibration --workdir W'
+    command = 'handpose calibrate --workdir W'
     for run in runs:
         if run.calibration is None:
             continue

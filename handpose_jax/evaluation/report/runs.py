@@ -47,7 +47,7 @@ class Run:
 
     @property
     def errors(self) -> metrics.KeypointErrors:
-        """Of all hands, every annotated keypoint counted."""
+        """The errors of all hands, every annotated keypoint counted."""
         return self.record.errors
 
     @property
@@ -77,7 +77,7 @@ class Run:
     @property
     def command(self) -> str:
         """What makes the numbers."""
-        return f'python -m handpose_jax.main --mode evaluate --workdir {shlex.quote(self.workdir)}'
+        return f'handpose evaluate --workdir {shlex.quote(self.workdir)}'
 
     @property
     def basis(self) -> str:
@@ -146,7 +146,7 @@ def _read_run(workdir: str, name: str) -> Run:
     if not path.exists():
         raise ValueError(
             f'workdir {workdir}: no {metrics.EVALUATION_FILE}, so it was not evaluated; make it '
-            f'with: python -m handpose_jax.main --mode evaluate --workdir {shlex.quote(workdir)}'
+            f'with: handpose evaluate --workdir {shlex.quote(workdir)}'
         )
     record = metrics.read_evaluation(path)
     protocol = protocols.get_protocol(record.meta['protocol'])

@@ -30,7 +30,7 @@ class Captures(NamedTuple):
     partial: tuple[str, ...]
 
 
-# Of the 25 joints of WebXR, those of handpose_jax.hand: no palm bones but the thumb's.
+# These of WebXR's 25 joints are those of handpose_jax.hand: no palm bones but the thumb's.
 _WEBXR_JOINTS = 25
 _WEBXR_KEYPOINTS = np.array(
     [0, 1, 2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 14, 16, 17, 18, 19, 21, 22, 23, 24]

@@ -19,7 +19,7 @@ _KNUCKLES = (5, 9, 13, 17)
 """Where the palm ends: bones to them are not drawn, the palm is."""
 
 _MARGIN = 0.06
-"""Of the picture, around the keypoints."""
+"""This part of the picture stays free around the keypoints."""
 
 _TRIES = 50
 

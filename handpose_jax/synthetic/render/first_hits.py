@@ -92,7 +92,7 @@ def find(
     pixel = row * width + column
     nearest = np.zeros(height * width)
     np.maximum.at(nearest, pixel, nearness)
-    # Of two at the same depth, such as on a common edge, the later triangle counts.
+    # The later triangle counts of two at the same depth, such as on a common edge.
     first = np.flatnonzero((nearness == nearest[pixel]) & ~behind)
     winner = np.full(height * width, -1)
     np.maximum.at(winner, pixel[first], first)
