@@ -162,7 +162,7 @@ def changes(before: metrics.KeypointErrors, after: metrics.KeypointErrors) -> di
         How many moved, how many of them are better and worse, and their errors before and after,
         px of a 224 crop.
     """
-    moved = (before.predicted_image != after.predicted_image).any(axis=2) & before.counted
+    moved = (before.predicted_image != after.predicted_image).any(axis=2) & before.valid
     old, new = before.error_crop[moved], after.error_crop[moved]
     numbers: dict[str, Any] = {
         'changed': int(moved.sum()),
@@ -213,7 +213,7 @@ def measure(workdir: str, limit: int) -> dict[str, Any]:
         'sigma_map': sigma_map,
         'protocol': config.protocol,
         'hands': len(maps),
-        'keypoints': measured[BASELINE].num_counted,
+        'keypoints': measured[BASELINE].num_valid,
         'confidence_percentiles_5_50_95': np.percentile(
             peak[batch['visible']], [5, 50, 95]
         ).tolist(),

@@ -16,6 +16,8 @@ from handpose_jax.data.transforms import crop_image
 from handpose_jax.evaluation import protocols
 from handpose_jax.evaluation.metrics import (
     EVALUATION_FILE,
+    METRIC,
+    METRICS,
     EvaluationRecord,
     KeypointErrors,
     write_evaluation,
@@ -235,7 +237,7 @@ def _crop_sizes(
 ) -> Float[np.ndarray, 'n']:
     # In units of what the protocol measures hands by.
     linear = np.asarray(batch['image_from_crop'], np.float64)[np.asarray(batch['valid'])][:, :, :2]
-    counted = errors.counted.any(axis=1)
+    counted = errors.valid.any(axis=1)
     side = np.sqrt(np.abs(np.linalg.det(linear[counted]))) * size
     relative = side / errors.size_of(relative_to)[counted]
     return relative[np.isfinite(relative)]
@@ -274,29 +276,27 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 def scalars(summary: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a summary that are worth a curve."""
-    names = ('epe_mean_224', 'epe_median_224', 'epe_mean_image', 'auc', 'pck_at_0.2')
-    more = ('epe_percent_of_side', 'epe_mean_root_aligned', 'auc_root_aligned')
-    return {name: summary[name] for name in (*names, *(name for name in more if name in summary))}
+    return {
+        metric.name: summary[metric.name]
+        for metric in METRICS
+        if metric.curve and metric.name in summary
+    }
 
 
 def describe(summary: dict[str, Any]) -> str:
     """A summary in one line for people."""
 
-    def number(name: str, form: str) -> str:
-        value = summary[name]
-        return 'none' if value is None else format(value, form)
+    def number(name: str) -> str:
+        return METRIC[name].text(summary[name])
 
-    parts = [
-        f'EPE median {number("epe_median_224", ".2f")} mean {number("epe_mean_224", ".2f")} px '
-        '(224 frame)'
-    ]
+    parts = [f'EPE median {number("epe_median_224")} mean {number("epe_mean_224")} px (224 frame)']
     if summary['normaliser'] == 'pixel':
-        parts.append(f'mean {number("epe_mean_image", ".2f")} px (image)')
+        parts.append(f'mean {number("epe_mean_image")} px (image)')
     if 'epe_mean_root_aligned' in summary:
-        parts.append(f'root-aligned {number("epe_mean_root_aligned", ".2f")} px')
+        parts.append(f'root-aligned {number("epe_mean_root_aligned")} px')
     if 'epe_percent_of_side' in summary:
-        parts.append(f'{number("epe_percent_of_side", ".2f")}% of the side')
-    parts.append(f'AUC {number("auc", ".3f")}, PCK@0.2 {number("pck_at_0.2", ".3f")}')
+        parts.append(f'{number("epe_percent_of_side")}% of the side')
+    parts.append(f'AUC {number("auc")}, PCK@0.2 {number("pck_at_0.2")}')
     parts.append(f'{summary["hands"]} hands, protocol {summary["protocol"]}')
     notes = summary.get('notes')
     return ', '.join(parts) + (f' (NOTE: {"; ".join(notes)})' if notes else '')

@@ -107,7 +107,7 @@ def test_an_evaluation_leaves_every_hand_in_the_frame_of_its_photograph(evaluati
             record.errors.predicted_image[index], np.tile(corner, (21, 1)), rtol=1e-4
         )
         counted = sample['visible']
-        np.testing.assert_array_equal(record.errors.counted[index], counted)
+        np.testing.assert_array_equal(record.errors.valid[index], counted)
         truth = sample['keypoints'][counted]
         np.testing.assert_allclose(record.errors.truth_image[index, counted], truth, rtol=1e-4)
         error = np.linalg.norm(truth - corner, axis=1)

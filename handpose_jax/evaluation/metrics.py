@@ -12,12 +12,13 @@ but where a protocol says otherwise (protocols.py).
 """
 
 import dataclasses
+import functools
 import io
 import json
 import os
 import zipfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
@@ -35,8 +36,6 @@ Source: Gouidis et al. 2019, section 4 and table 1.
 
 EVALUATION_FILE = 'evaluation.npz'
 
-_PCK_AT = 0.2
-
 
 @dataclasses.dataclass(frozen=True)
 class KeypointErrors:
@@ -45,19 +44,19 @@ class KeypointErrors:
     Attributes:
         error_crop: px of a crop of side EPE_FRAME.
         error_image: px of the photograph.
-        counted: whether the keypoint is annotated; errors are 0 where it is not.
+        valid: whether the keypoint is annotated and counts; errors are 0 where it does not.
         hidden: annotated but hidden behind something, as far as the source tells.
         norm_size: the protocol's normaliser, px of the photograph.
         confidence: of the prediction.
         index: the record's position in its source.
         predicted_image: (x, y), px of the photograph; may be not finite.
-        truth_image: (x, y), px of the photograph; 0 where not counted.
+        truth_image: (x, y), px of the photograph; 0 where not valid.
         is_left: whether the hand was mirrored for the network.
     """
 
     error_crop: Float[np.ndarray, 'n 21']
     error_image: Float[np.ndarray, 'n 21']
-    counted: Bool[np.ndarray, 'n 21']
+    valid: Bool[np.ndarray, 'n 21']
     hidden: Bool[np.ndarray, 'n 21']
     norm_size: Float[np.ndarray, 'n']
     confidence: Float[np.ndarray, 'n 21']
@@ -88,20 +87,20 @@ class KeypointErrors:
         """
         if size <= 0:
             raise ValueError(f'size: expected a positive number of pixels, got {size}')
-        valid = np.asarray(batch['valid'], bool)
-        truth = np.asarray(batch['keypoints'], np.float64)[valid]
-        counted = np.asarray(batch['visible'], bool)[valid]
-        norm_size = np.asarray(batch['norm_size'], np.float64)[valid]
-        image_from_crop = np.asarray(batch['image_from_crop'], np.float64)[valid]
-        index = np.asarray(batch['index'])[valid]
-        hidden = np.asarray(batch['hidden'], bool)[valid]
+        rows = np.asarray(batch['valid'], bool)
+        truth = np.asarray(batch['keypoints'], np.float64)[rows]
+        counted = np.asarray(batch['visible'], bool)[rows]
+        norm_size = np.asarray(batch['norm_size'], np.float64)[rows]
+        image_from_crop = np.asarray(batch['image_from_crop'], np.float64)[rows]
+        index = np.asarray(batch['index'])[rows]
+        hidden = np.asarray(batch['hidden'], bool)[rows]
         any_counted = counted.any(axis=1)
         usable = np.isfinite(image_from_crop).all(axis=(1, 2))
         _check_rows('keypoints', np.isfinite(truth).all(axis=2) | ~counted, index)
         _check_rows('norm_size', (np.isfinite(norm_size) & (norm_size > 0)) | ~any_counted, index)
         _check_rows('image_from_crop', usable | ~any_counted, index)
 
-        predicted = np.asarray(prediction_keypoints_crop, np.float64)[valid]
+        predicted = np.asarray(prediction_keypoints_crop, np.float64)[rows]
         finite = np.isfinite(predicted).all(axis=2)
         error_crop = np.linalg.norm(_where(counted & finite, predicted - truth), axis=2)
         # A prediction that is not finite would spoil the other keypoints' products with warnings.
@@ -115,10 +114,10 @@ class KeypointErrors:
         return cls(
             error_crop=np.where(missed, np.inf, error_crop * (EPE_FRAME / size)),
             error_image=np.where(missed, np.inf, error_image),
-            counted=counted,
+            valid=counted,
             hidden=hidden,
             norm_size=norm_size,
-            confidence=np.asarray(confidence, np.float64)[valid],
+            confidence=np.asarray(confidence, np.float64)[rows],
             index=index,
             predicted_image=np.where(finite[:, :, None], predicted_image, np.nan),
             truth_image=_where(counted, truth_image),
@@ -132,7 +131,7 @@ class KeypointErrors:
         return cls(
             error_crop=per_keypoint,
             error_image=per_keypoint,
-            counted=per_keypoint.astype(bool),
+            valid=per_keypoint.astype(bool),
             hidden=per_keypoint.astype(bool),
             norm_size=np.zeros(0),
             confidence=per_keypoint,
@@ -166,7 +165,7 @@ class KeypointErrors:
         """The same hands with only the given keypoints counted."""
         chosen = np.zeros(hand.NUM_KEYPOINTS, bool)
         chosen[list(keypoints)] = True
-        return dataclasses.replace(self, counted=self.counted & chosen)
+        return dataclasses.replace(self, valid=self.valid & chosen)
 
     @property
     def num_hands(self) -> int:
@@ -174,17 +173,9 @@ class KeypointErrors:
         return len(self.index)
 
     @property
-    def num_counted(self) -> int:
+    def num_valid(self) -> int:
         """Number of counted keypoints over all hands."""
-        return int(self.counted.sum())
-
-    def counted_crop(self) -> Float[np.ndarray, 'm']:
-        """Errors of the counted keypoints, px of the EPE_FRAME crop."""
-        return self.error_crop[self.counted]
-
-    def counted_image(self) -> Float[np.ndarray, 'm']:
-        """Errors of the counted keypoints, px of the photograph."""
-        return self.error_image[self.counted]
+        return int(self.valid.sum())
 
     def epe_per_hand(self) -> Float[np.ndarray, 'n']:
         """Mean error of each hand's counted keypoints, px of the EPE_FRAME crop.
@@ -192,8 +183,8 @@ class KeypointErrors:
         Returns:
             NaN for a hand without counted keypoints: there is nothing to rank it by.
         """
-        number = self.counted.sum(axis=1)
-        total = np.where(self.counted, self.error_crop, 0.0).sum(axis=1)
+        number = self.valid.sum(axis=1)
+        total = np.where(self.valid, self.error_crop, 0.0).sum(axis=1)
         return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
     def under(self, protocol: Protocol) -> 'KeypointErrors':
@@ -201,7 +192,7 @@ class KeypointErrors:
         chosen = self.select(protocol.keypoints)
         if protocol.hidden:
             return chosen
-        return dataclasses.replace(chosen, counted=chosen.counted & ~self.hidden)
+        return dataclasses.replace(chosen, valid=chosen.valid & ~self.hidden)
 
     def size_of(self, relative_to: str) -> Float[np.ndarray, 'n']:
         """What a protocol measures hands by, px of the photograph.
@@ -215,7 +206,7 @@ class KeypointErrors:
         """
         if relative_to != 'keypoint_box':
             return self.norm_size
-        counted = self.counted[:, :, None]
+        counted = self.valid[:, :, None]
         low = np.where(counted, self.truth_image, np.inf).min(axis=1, initial=np.inf)
         high = np.where(counted, self.truth_image, -np.inf).max(axis=1, initial=-np.inf)
         side = (high - low).max(axis=1, initial=-np.inf)
@@ -229,12 +220,12 @@ class KeypointErrors:
         """
         finite = np.isfinite(self.predicted_image).all(axis=2)
         root, root_finite = slice(hand.WRIST, hand.WRIST + 1), finite[:, hand.WRIST, None]
-        counted = self.counted & self.counted[:, root]
+        counted = self.valid & self.valid[:, root]
         measured = counted & finite & root_finite
-        difference = _where(self.counted & finite, self.predicted_image - self.truth_image)
+        difference = _where(self.valid & finite, self.predicted_image - self.truth_image)
         length = np.linalg.norm(_where(measured, difference - difference[:, root]), axis=2)
         error = np.where(counted & ~measured, np.inf, length)
-        return dataclasses.replace(self, counted=counted, error_image=error, error_crop=error)
+        return dataclasses.replace(self, valid=counted, error_image=error, error_crop=error)
 
     def summary(self, protocol: Protocol) -> dict[str, Any]:
         """All metrics under a protocol, ready for JSON.
@@ -242,98 +233,268 @@ class KeypointErrors:
         A value that does not exist (nothing was counted) or is infinite (a counted prediction was
         not finite) is None; `keypoints_counted` and `predictions_not_finite` tell why.
 
-        Some protocols ask for more (Protocol.extras):
-
-            percent_of_side   epe_percent_of_side: the error in percent of norm_size, mean over the
-                              counted keypoints of a hand, then over the hands that have one
-            root_aligned      epe_mean_root_aligned, epe_median_root_aligned (px of the photograph),
-                              auc_root_aligned and keypoints_root_aligned, see root_aligned
-            over_keypoints    epe_mean_image_over_keypoints, epe_median_image_over_keypoints and
-                              auc_over_keypoints: the mean over the keypoints of each one's own
-
         Args:
-            protocol: decides which keypoints count, and how.
+            protocol: decides which keypoints count, and how, and which of METRICS it asks for.
         """
-        chosen = self.under(protocol)
-        # By all that are annotated: a hidden fingertip is still a part of the hand.
-        size = self.size_of(protocol.relative_to)
-        curve = chosen._curve(protocol, size)
-        columns = {keypoint: chosen.select([keypoint]) for keypoint in protocol.keypoints}
-        return {
+        measured = Measured(self, protocol)
+        chosen = measured.errors
+        # Thresholds at which the curve is wanted, in units of the normaliser.
+        curve = [
+            _statistic(np.mean, measured.within(measured.unit, at), measured.by_keypoint)
+            for at in protocol.thresholds()
+        ]
+        columns = {
+            hand.KEYPOINT_NAMES[k]: Measured(self.select([k]), protocol, measured.size)
+            for k in protocol.keypoints
+        }
+        few = [metric for metric in METRICS if metric.each_keypoint]
+        values = {metric.name: metric.value(measured) for metric in metrics_of(protocol)}
+        common = {metric.name for metric in METRICS if not metric.extra}
+        summary = {
             'protocol': protocol.name,
             'normaliser': protocol.normaliser,
             'hands': chosen.num_hands,
-            'keypoints_counted': chosen.num_counted,
-            'predictions_not_finite': int(np.isinf(chosen.counted_crop()).sum()),
-            'epe_mean_224': _statistic(np.mean, chosen.counted_crop()),
-            'epe_median_224': _statistic(np.median, chosen.counted_crop()),
-            'epe_mean_image': _statistic(np.mean, chosen.counted_image()),
-            'epe_median_image': _statistic(np.median, chosen.counted_image()),
-            'auc': _area(protocol, curve),
-            'pck_at_0.2': chosen._pck_at(protocol, size),
+            'keypoints_counted': chosen.num_valid,
+            'predictions_not_finite': int(np.isinf(chosen.error_crop[chosen.valid]).sum()),
+            **{name: value for name, value in values.items() if name in common},
             'pck': {
                 'thresholds': list(protocol.thresholds()),
-                'values': None if curve is None else curve.tolist(),
+                'values': None if curve[0] is None else curve,
             },
             'per_keypoint': {
-                hand.KEYPOINT_NAMES[keypoint]: {
-                    'counted': column.num_counted,
-                    'epe_mean_224': _statistic(np.mean, column.counted_crop()),
-                    'epe_median_224': _statistic(np.median, column.counted_crop()),
-                    'pck_at_0.2': column._pck_at(protocol, size),
+                name: {
+                    'counted': column.errors.num_valid,
+                    **{metric.name: metric.value(column) for metric in few},
                 }
-                for keypoint, column in columns.items()
+                for name, column in columns.items()
             },
-            **chosen._extras(protocol, size),
+            **{name: value for name, value in values.items() if name not in common},
         }
-
-    def _extras(self, protocol: Protocol, size: Float[np.ndarray, 'n']) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        if 'percent_of_side' in protocol.extras:
-            error = np.where(self.counted, self.error_image, 0.0).sum(axis=1)
-            number = self.counted.sum(axis=1)
-            some = number > 0
-            percent = 100 * error[some] / number[some] / size[some]
-            values['epe_percent_of_side'] = _statistic(np.mean, percent)
         if 'root_aligned' in protocol.extras:
-            aligned = self.root_aligned()
-            values['epe_mean_root_aligned'] = _statistic(np.mean, aligned.counted_image())
-            values['epe_median_root_aligned'] = _statistic(np.median, aligned.counted_image())
-            values['auc_root_aligned'] = _area(protocol, aligned._curve(protocol, size))
-            values['keypoints_root_aligned'] = aligned.num_counted
-        if 'over_keypoints' in protocol.extras:
-            columns = [self.select([keypoint]) for keypoint in protocol.keypoints]
-            columns = [column for column in columns if column.num_counted]
-            for name, function in (('mean', np.mean), ('median', np.median)):
-                each = np.array([function(column.counted_image()) for column in columns])
-                values[f'epe_{name}_image_over_keypoints'] = _statistic(np.mean, each)
-            areas = [_area(protocol, column._curve(protocol, size)) for column in columns]
-            values['auc_over_keypoints'] = _statistic(np.mean, np.array(areas, np.float64))
-        return values
+            summary['keypoints_root_aligned'] = measured.aligned.num_valid
+        return summary
 
-    def _curve(
-        self, protocol: Protocol, size: Float[np.ndarray, 'n']
-    ) -> Float[np.ndarray, 't'] | None:
-        unit = np.ones(self.num_hands) if protocol.normaliser == 'pixel' else size
-        return self._shares(unit, np.asarray(protocol.thresholds()), protocol)
 
-    def _pck_at(self, protocol: Protocol, size: Float[np.ndarray, 'n']) -> float | None:
-        shares = self._shares(size, np.array([_PCK_AT]), protocol)
-        return None if shares is None else float(shares[0])
+class Values(NamedTuple):
+    """What a metric is a mean or median of: a number for each hand, or each keypoint of it."""
 
-    def _shares(
-        self, unit: Float[np.ndarray, 'n'], thresholds: Float[np.ndarray, 't'], protocol: Protocol
-    ) -> Float[np.ndarray, 't'] | None:
-        # A hand without a size, as one keypoint alone has none, cannot be judged.
-        counted = self.counted & ~np.isnan(unit)[:, None]
-        if not counted.any():
-            return None
-        relative = self.error_image / np.where(np.isnan(unit) | (unit <= 0), 1.0, unit)[:, None]
-        if protocol.rule == 'trapezoid':
-            return pck(relative[counted], thresholds)
-        columns = np.flatnonzero(counted.any(axis=0))
-        each = [pck(relative[counted[:, k], k], thresholds, below=True) for k in columns]
-        return np.mean(each, axis=0)
+    values: Float[np.ndarray, 'n k']
+    valid: Bool[np.ndarray, 'n k']
+
+
+class Measured:
+    """The errors of hands as a protocol sees them, with what metrics are made of.
+
+    Attributes:
+        protocol: it decides which keypoints count, and how.
+        errors: with only the keypoints counted that the protocol takes.
+        size: what the protocol measures hands by, px of the photograph; NaN where there is none.
+        unit: of the PCK curve's thresholds, px of the photograph.
+        by_keypoint: whether shares are means over the keypoints of their own shares.
+    """
+
+    def __init__(
+        self, errors: KeypointErrors, protocol: Protocol, size: Float[np.ndarray, 'n'] | None = None
+    ) -> None:
+        self.protocol = protocol
+        self.errors = errors.under(protocol)
+        # By all that are annotated: a hidden fingertip is still a part of the hand.
+        self.size = errors.size_of(protocol.relative_to) if size is None else size
+        self.unit = np.ones(errors.num_hands) if protocol.normaliser == 'pixel' else self.size
+        self.by_keypoint = protocol.rule == 'mmpose'
+
+    @functools.cached_property
+    def aligned(self) -> KeypointErrors:
+        """The errors that are left when the wrist is put where it belongs."""
+        return self.errors.root_aligned()
+
+    def crop(self) -> Values:
+        """Errors, px of the EPE_FRAME crop."""
+        return Values(self.errors.error_crop, self.errors.valid)
+
+    def image(self) -> Values:
+        """Errors, px of the photograph."""
+        return Values(self.errors.error_image, self.errors.valid)
+
+    def percent_of_side(self) -> Values:
+        """The mean error of each hand in percent of its size."""
+        valid = self.errors.valid
+        number = valid.sum(axis=1, keepdims=True)
+        total = np.where(valid, self.errors.error_image, 0.0).sum(axis=1, keepdims=True)
+        percent = 100 * total / np.maximum(number, 1) / self.size[:, None]
+        return Values(percent, number > 0)
+
+    def within(self, unit: Float[np.ndarray, 'n'], threshold: float) -> Values:
+        """1 for an error within the threshold, in units of each hand; else 0."""
+        relative, valid = _relative(self.errors, unit)
+        # In mmpose's rule an error that equals the threshold is a miss.
+        right = relative < threshold if self.by_keypoint else relative <= threshold
+        return Values(right.astype(np.float64), valid)
+
+    def area(self, errors: KeypointErrors) -> Values:
+        """What each keypoint adds to the area under PCK, divided by the range of thresholds.
+
+        The area is linear in the curve and the curve a mean over keypoints, so the area is the mean
+        of what each keypoint would have alone: by the trapezoid rule the share of the range above
+        its error's first threshold, and half an interval before it; by mmpose's rule the share of
+        all thresholds but the last that it is within.
+        """
+        relative, valid = _relative(errors, self.unit)
+        steps, thresholds = self.protocol.steps, self.protocol.thresholds()
+        if self.by_keypoint:
+            first = np.searchsorted(thresholds, relative, side='right')
+            return Values(np.maximum(steps - first, 0) / steps, valid)
+        first = np.searchsorted(thresholds, relative, side='left')
+        area = np.where(first > 0, steps - first + 0.5, steps) / steps
+        return Values(np.where(first > steps, 0.0, area), valid)
+
+
+class Metric(NamedTuple):
+    """A number that an evaluation reports.
+
+    Attributes:
+        name: its key in metrics.json.
+        label: what reports call it, with the unit.
+        statistic: np.mean or np.median of the values.
+        values: what it is a statistic of.
+        by_keypoint: whether it is the mean over the keypoints of their own statistics: 'never',
+            'always', or 'mmpose' for the protocols of that rule.
+        extra: it is reported only under protocols that have this among their extras; '' for all.
+        curve: whether TensorBoard shows it.
+        each_keypoint: whether it is reported for single keypoints too.
+    """
+
+    name: str
+    label: str
+    statistic: Callable[[Any], Any]
+    values: Callable[[Measured], Values]
+    by_keypoint: Literal['never', 'mmpose', 'always'] = 'never'
+    extra: str = ''
+    curve: bool = False
+    each_keypoint: bool = False
+
+    @property
+    def is_error(self) -> bool:
+        """Whether less is better, and the value is in pixels or percent; else it is a share."""
+        return self.name.startswith('epe')
+
+    def separate(self, protocol: Protocol) -> bool:
+        """Whether each keypoint has a statistic of its own, and the metric is their mean."""
+        return self.by_keypoint == 'always' or self.by_keypoint == protocol.rule
+
+    def value(self, measured: Measured) -> float | None:
+        """The metric of all hands; None if nothing was counted or it is not finite."""
+        return _statistic(self.statistic, self.values(measured), self.separate(measured.protocol))
+
+    def text(self, value: float | None, *, signed: bool = False) -> str:
+        """A value in words: 2 digits for errors, 3 for shares."""
+        if value is None or not np.isfinite(value):
+            return '\N{EN DASH}'
+        form = ('+' if signed else '') + ('.2f' if self.is_error else '.3f')
+        return format(value, form).replace('-', '\N{MINUS SIGN}')
+
+
+METRICS = (
+    Metric(
+        'epe_mean_224',
+        'EPE mean, px of the 224 crop',
+        np.mean,
+        Measured.crop,
+        curve=True,
+        each_keypoint=True,
+    ),
+    Metric(
+        'epe_median_224',
+        'EPE median, px of the 224 crop',
+        np.median,
+        Measured.crop,
+        curve=True,
+        each_keypoint=True,
+    ),
+    Metric('epe_mean_image', 'EPE mean, px of the photograph', np.mean, Measured.image, curve=True),
+    Metric('epe_median_image', 'EPE median, px of the photograph', np.median, Measured.image),
+    Metric(
+        'auc',
+        'AUC of PCK',
+        np.mean,
+        lambda measured: measured.area(measured.errors),
+        by_keypoint='mmpose',
+        curve=True,
+    ),
+    Metric(
+        'pck_at_0.2',
+        'PCK@0.2',
+        np.mean,
+        lambda measured: measured.within(measured.size, 0.2),
+        by_keypoint='mmpose',
+        curve=True,
+        each_keypoint=True,
+    ),
+    Metric(
+        'epe_percent_of_side',
+        'EPE, % of the side, mean over hands',
+        np.mean,
+        Measured.percent_of_side,
+        extra='percent_of_side',
+        curve=True,
+    ),
+    Metric(
+        'epe_mean_root_aligned',
+        'EPE mean, px of the photograph, root aligned',
+        np.mean,
+        lambda measured: Values(measured.aligned.error_image, measured.aligned.valid),
+        extra='root_aligned',
+        curve=True,
+    ),
+    Metric(
+        'epe_median_root_aligned',
+        'EPE median, px of the photograph, root aligned',
+        np.median,
+        lambda measured: Values(measured.aligned.error_image, measured.aligned.valid),
+        extra='root_aligned',
+    ),
+    Metric(
+        'auc_root_aligned',
+        'AUC of PCK, root aligned',
+        np.mean,
+        lambda measured: measured.area(measured.aligned),
+        by_keypoint='mmpose',
+        extra='root_aligned',
+        curve=True,
+    ),
+    Metric(
+        'epe_mean_image_over_keypoints',
+        'EPE mean, px of the photograph, mean over keypoints',
+        np.mean,
+        Measured.image,
+        by_keypoint='always',
+        extra='over_keypoints',
+    ),
+    Metric(
+        'epe_median_image_over_keypoints',
+        'EPE median, px of the photograph, mean over keypoints',
+        np.median,
+        Measured.image,
+        by_keypoint='always',
+        extra='over_keypoints',
+    ),
+    Metric(
+        'auc_over_keypoints',
+        'AUC of PCK, mean over keypoints',
+        np.mean,
+        lambda measured: measured.area(measured.errors),
+        by_keypoint='always',
+        extra='over_keypoints',
+    ),
+)
+"""Every metric, in the order of reports; summaries, bootstrap, curves and tables read it."""
+
+METRIC = {metric.name: metric for metric in METRICS}
+
+
+def metrics_of(protocol: Protocol) -> list[Metric]:
+    """Those of METRICS that a protocol asks for."""
+    return [metric for metric in METRICS if metric.extra in ('', *protocol.extras)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -395,8 +556,11 @@ def read_evaluation(path: str | os.PathLike[str]) -> EvaluationRecord:
         ) from error
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            # Files of versions before 0.2 call `valid` counted.
+            names = {'valid': 'counted'} if 'counted' in stored.files else {}
             columns = {
-                field.name: stored[field.name] for field in dataclasses.fields(KeypointErrors)
+                field.name: stored[names.get(field.name, field.name)]
+                for field in dataclasses.fields(KeypointErrors)
             }
             return EvaluationRecord(
                 KeypointErrors(**columns), stored['image_id'], json.loads(str(stored['meta']))
@@ -408,68 +572,30 @@ def read_evaluation(path: str | os.PathLike[str]) -> EvaluationRecord:
         ) from error
 
 
-def pck(
-    errors: Float[np.ndarray, 'm'], thresholds: Float[np.ndarray, 't'], *, below: bool = False
-) -> Float[np.ndarray, 't']:
-    """The share of errors at or below each threshold.
-
-    Args:
-        errors: of the counted keypoints, in any unit.
-        thresholds: in the same unit.
-        below: an error that equals the threshold is a miss.
-
-    Returns:
-        0..1 for each threshold.
-
-    Raises:
-        ValueError: without errors, or for one that is NaN.
-    """
-    if errors.size == 0:
-        raise ValueError('errors: expected at least one counted keypoint, got none')
-    if np.isnan(errors).any():
-        raise ValueError(
-            'errors: expected numbers, got NaN; a prediction that failed has error inf'
-        )
-    within = np.searchsorted(np.sort(errors), thresholds, side='left' if below else 'right')
-    return within / errors.size
-
-
-def auc(values: Float[np.ndarray, 't'], thresholds: Float[np.ndarray, 't']) -> float:
-    """The area under a curve by the trapezoid rule, divided by the range of thresholds.
-
-    Args:
-        values: the curve, as from pck.
-        thresholds: where it was taken, ascending.
-
-    Raises:
-        ValueError: for fewer than two thresholds or ones that do not ascend.
-    """
-    if len(thresholds) < 2 or not (np.diff(thresholds) > 0).all():
-        raise ValueError(
-            f'thresholds: expected at least two, ascending, got {np.asarray(thresholds).tolist()}'
-        )
-    area = np.trapezoid(values.astype(np.float64), thresholds)
-    return float(area / (thresholds[-1] - thresholds[0]))
-
-
 def _where(
     chosen: Bool[np.ndarray, 'n 21'], points: Float[np.ndarray, 'n 21 2']
 ) -> Float[np.ndarray, 'n 21 2']:
     return np.where(chosen[:, :, None], points, 0.0)
 
 
-def _area(protocol: Protocol, curve: Float[np.ndarray, 't'] | None) -> float | None:
-    if curve is None:
-        return None
-    if protocol.rule == 'mmpose':
-        return float(curve[:-1].mean())
-    return auc(curve, np.asarray(protocol.thresholds()))
+def _relative(errors: KeypointErrors, unit: Float[np.ndarray, 'n']) -> Values:
+    # A hand without a size, as one keypoint alone has none, cannot be judged.
+    valid = errors.valid & ~np.isnan(unit)[:, None]
+    return Values(
+        errors.error_image / np.where(np.isnan(unit) | (unit <= 0), 1.0, unit)[:, None], valid
+    )
 
 
-def _statistic(function: Any, errors: Float[np.ndarray, 'm']) -> float | None:
-    if errors.size == 0:
+def _statistic(function: Callable[[Any], Any], of: Values, separate: bool) -> float | None:
+    columns = (
+        [of.values[:, k][of.valid[:, k]] for k in range(of.valid.shape[1])]
+        if separate
+        else [of.values[of.valid]]
+    )
+    each = [function(column) for column in columns if column.size]
+    if not each:
         return None
-    value = float(function(errors))
+    value = float(each[0] if len(each) == 1 else np.mean(each))
     return value if np.isfinite(value) else None
 
 

@@ -72,7 +72,7 @@ class Protocol:
             shares with an error below the threshold, AUC the mean over all thresholds but the last
             (so that a perfect network reaches 1 - 1 / steps).
         extras: measures beside the common ones: 'percent_of_side', 'root_aligned' or
-            'over_keypoints', see metrics.KeypointErrors.summary.
+            'over_keypoints', see metrics.METRICS.
         facts: what is known of it and what is not.
         published: numbers of others.
     """

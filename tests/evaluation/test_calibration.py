@@ -5,12 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 
-from handpose_jax import hand
 from handpose_jax.evaluation import calibration, metrics
 
 SIDE_IMAGE = 300.0
 SIDE_CROP = metrics.EPE_FRAME / 2.2
-TIPS = list(hand.FINGERTIPS)
 PEAK = 0.6  # the highest confidence: trained networks' maps rarely reach 1
 
 
@@ -37,7 +35,7 @@ def make_record(hands=600, seed=0, std=true_std, outliers=0.0):
     errors = metrics.KeypointErrors(
         error_crop=error_crop,
         error_image=error_crop * scale,
-        counted=np.ones((hands, 21), bool),
+        valid=np.ones((hands, 21), bool),
         hidden=np.zeros((hands, 21), bool),
         # Not the box: that correctness refers to the box must not depend on the protocol.
         norm_size=np.full(hands, 7.0),
@@ -131,27 +129,6 @@ def test_more_confidence_is_never_worse():
     assert np.ptp(probability) < 0.05
 
 
-def test_types_of_joints_get_their_own_tables_only_where_they_differ(fitted):
-    def worse_at_the_tips(confidence):
-        std = np.full(confidence.shape, 4.0)
-        std[:, TIPS] = 25.0
-        return std
-
-    found = calibration.fit(make_record(hands=350, std=worse_at_the_tips))
-    assert found.report['chosen']['probability']['per_type']
-    assert found.report['chosen']['std']['per_type']
-    probability, std = found.apply(np.full(21, PEAK / 2))
-    others = np.delete(np.arange(21), TIPS)
-    # The wrist has the fewest: two bins of 115, a standard error of 7%.
-    np.testing.assert_allclose(std[others], 4, rtol=0.25)
-    np.testing.assert_allclose(std[TIPS], 25, rtol=0.15)
-    assert probability[others].min() > 0.95
-    # 1 - exp(-20.4^2 / (2 25^2))
-    np.testing.assert_allclose(probability[TIPS], 0.283, atol=0.08)
-    # Where all types are alike, one table of all keypoints is the better one.
-    assert not fitted.report['chosen']['std']['per_type']
-
-
 def test_outliers_hardly_widen_the_deviation_but_lower_the_probability(fitted):
     found = calibration.fit(make_record(hands=300, outliers=0.1))
     confidence = np.full(21, PEAK / 2)
@@ -166,7 +143,7 @@ def test_outliers_hardly_widen_the_deviation_but_lower_the_probability(fitted):
 
 def test_predictions_that_failed_count_as_wrong_and_unusable_keypoints_not_at_all(record):
     error_crop, error_image = record.errors.error_crop.copy(), record.errors.error_image.copy()
-    confidence, counted = record.errors.confidence.copy(), record.errors.counted.copy()
+    confidence, counted = record.errors.confidence.copy(), record.errors.valid.copy()
     error_crop[:, 3] = error_image[:, 3] = np.inf
     confidence[:, 5] = np.nan
     counted[:, 7] = False
@@ -178,7 +155,7 @@ def test_predictions_that_failed_count_as_wrong_and_unusable_keypoints_not_at_al
         error_crop=error_crop,
         error_image=error_image,
         confidence=confidence,
-        counted=counted,
+        valid=counted,
     )
     found = calibration.fit(broken)
     fitted_on, held_out = found.report['fitted_on'], found.report['held_out']
@@ -222,8 +199,8 @@ def test_saving_and_loading_keeps_everything(tmp_path, fitted):
     [
         (lambda text: text[: len(text) // 2], 'expected a calibration in JSON'),
         (lambda text: text.replace('0.5', '0.6', 1), 'does not agree with its checksum'),
-        (lambda text: text.replace('"format": 1', '"format": 2'), 'of format 1'),
-        (lambda text: '[1, 2]', 'of format 1'),
+        (lambda text: text.replace('"format": 2', '"format": 1'), 'of format 2'),
+        (lambda text: '[1, 2]', 'of format 2'),
         (lambda text: '', 'expected a calibration in JSON'),
     ],
 )

@@ -101,11 +101,11 @@ def test_each_keypoint_has_its_own_row_by_name():
     table = errors.summary(get_protocol('box'))['per_keypoint']
     assert tuple(table) == hand.KEYPOINT_NAMES
     for keypoint, name in enumerate(hand.KEYPOINT_NAMES):
-        column = errors.error_crop[:, keypoint][errors.counted[:, keypoint]]
+        column = errors.error_crop[:, keypoint][errors.valid[:, keypoint]]
         assert table[name]['counted'] == len(column)
         assert table[name]['epe_mean_224'] == pytest.approx(column.mean())
         assert table[name]['epe_median_224'] == pytest.approx(np.median(column))
-    assert sum(row['counted'] for row in table.values()) == errors.num_counted
+    assert sum(row['counted'] for row in table.values()) == errors.num_valid
 
 
 def test_the_error_is_in_the_224_frame_whatever_the_networks_size():
@@ -228,7 +228,7 @@ def test_a_protocol_of_few_keypoints_counts_only_these():
     errors = make_errors(8)
     summary = errors.summary(tips)
     tip_columns = list(hand.FINGERTIPS)
-    counted = errors.counted[:, tip_columns]
+    counted = errors.valid[:, tip_columns]
     expected = errors.error_crop[:, tip_columns][counted]
     assert summary['keypoints_counted'] == counted.sum()
     assert summary['epe_mean_224'] == pytest.approx(expected.mean())
@@ -239,7 +239,7 @@ def test_the_mean_of_a_hand_runs_over_its_counted_keypoints():
     errors = make_errors(9)
     expected = [
         error[counted].mean()
-        for error, counted in zip(errors.error_crop, errors.counted, strict=True)
+        for error, counted in zip(errors.error_crop, errors.valid, strict=True)
     ]
     np.testing.assert_allclose(errors.epe_per_hand(), expected)
 
@@ -273,30 +273,31 @@ def test_the_summary_survives_json(name):
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
-def test_pck_counts_an_error_that_equals_the_threshold():
-    errors = np.array([0.0, 0.25, 0.5, np.inf])
-    thresholds = np.array([0.0, 0.2, 0.25, 0.5, 1e9])
-    values = metrics.pck(errors, thresholds)
-    np.testing.assert_array_equal(values, [0.25, 0.25, 0.5, 0.75, 0.75])
+@pytest.mark.parametrize(('rule', 'met'), [('trapezoid', 1), ('mmpose', 0)])
+def test_an_error_that_equals_the_threshold(rule, met):
+    protocol = dataclasses.replace(
+        get_protocol('box'), rule=rule, max_threshold=0.5, steps=2, keypoints=(8,)
+    )
+    batch, predicted = fixture_batch()
+    predicted[:, 8] = batch['keypoints'][:, 8] + np.array([[25, 0], [0, 12.5]], np.float32)
+    errors = KeypointErrors.from_batch(predicted, np.ones((2, 21)), batch, 224)
+    assert errors.summary(protocol)['pck']['values'] == [0, met, 1]
 
 
-def test_auc_of_a_straight_line_is_its_middle_on_uneven_thresholds_too():
-    thresholds = np.array([2.0, 3.0, 3.5, 7.0, 12.0])
-    assert metrics.auc((thresholds - 2) / 10, thresholds) == pytest.approx(0.5)
-    assert metrics.auc(np.ones(5), thresholds) == pytest.approx(1.0)
+def test_one_table_names_every_number_of_every_summary():
+    for protocol in PROTOCOLS.values():
+        summary = fixture_errors().summary(protocol)
+        numbers = [name for name, value in summary.items() if isinstance(value, float)]
+        assert sorted(numbers) == sorted(metric.name for metric in metrics.metrics_of(protocol))
 
 
-def test_pck_refuses_what_would_hide_a_failure():
-    with pytest.raises(ValueError, match='at least one'):
-        metrics.pck(np.zeros(0), np.array([0.5]))
-    with pytest.raises(ValueError, match='NaN'):
-        metrics.pck(np.array([0.1, np.nan]), np.array([0.5]))
-
-
-@pytest.mark.parametrize('thresholds', [[0.5], [0.0, 0.0], [1.0, 0.5]])
-def test_auc_needs_ascending_thresholds(thresholds):
-    with pytest.raises(ValueError, match='ascending'):
-        metrics.auc(np.ones(len(thresholds)), np.array(thresholds))
+def test_the_area_of_any_curve_is_that_of_numpys_trapezoids():
+    errors = make_errors(15, 40)
+    summary = errors.summary(get_protocol('box'))
+    curve = summary['pck']
+    thresholds = np.array(curve['thresholds'])
+    area = np.trapezoid(curve['values'], thresholds) / np.ptp(thresholds)
+    assert summary['auc'] == pytest.approx(area, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -460,7 +461,7 @@ def test_every_protocol_with_measures_of_its_own_is_checked_by_hand():
 @pytest.mark.parametrize('name', PROTOCOLS)
 def test_without_a_counted_keypoint_all_measures_are_none(name):
     errors = fixture_errors()
-    nothing = dataclasses.replace(errors, counted=np.zeros_like(errors.counted))
+    nothing = dataclasses.replace(errors, valid=np.zeros_like(errors.valid))
     for summary in (
         nothing.summary(get_protocol(name)),
         KeypointErrors.empty().summary(get_protocol(name)),
@@ -474,7 +475,7 @@ def test_without_a_counted_keypoint_all_measures_are_none(name):
 
 def test_hidden_keypoints_alone_leave_nothing_where_only_visible_ones_count():
     errors = fixture_errors()
-    hidden = dataclasses.replace(errors, hidden=errors.counted)
+    hidden = dataclasses.replace(errors, hidden=errors.valid)
     assert hidden.summary(get_protocol('rhd'))['auc'] is None
     assert hidden.summary(get_protocol('mmpose'))['epe_mean_image'] is None
     assert hidden.summary(get_protocol('cmu')) == errors.summary(get_protocol('cmu'))
@@ -554,7 +555,7 @@ def test_places_in_the_photograph_and_the_side_of_the_hand_come_from_the_crop():
     for row, k in itertools.product(range(8), range(21)):
         at = maps[row] @ [*predicted[row, k].astype(float), 1]
         np.testing.assert_allclose(errors.predicted_image[row, k], at, rtol=1e-12)
-        if errors.counted[row, k]:
+        if errors.valid[row, k]:
             at = maps[row] @ [*batch['keypoints'][row, k].astype(float), 1]
             np.testing.assert_allclose(errors.truth_image[row, k], at, rtol=1e-12)
 
@@ -600,7 +601,7 @@ def test_the_file_holds_arrays_by_the_names_and_no_pickles(tmp_path):
     assert found == {
         'error_crop': ('f', each),
         'error_image': ('f', each),
-        'counted': ('b', each),
+        'valid': ('b', each),
         'hidden': ('b', each),
         'norm_size': ('f', (5,)),
         'confidence': ('f', each),
@@ -611,6 +612,17 @@ def test_the_file_holds_arrays_by_the_names_and_no_pickles(tmp_path):
         'image_id': ('U', (5,)),
         'meta': ('U', ()),
     }
+
+
+def test_a_file_of_an_older_version_is_read(tmp_path):
+    record = make_record()
+    metrics.write_evaluation(tmp_path / 'new.npz', record)
+    with np.load(tmp_path / 'new.npz') as stored:
+        columns = dict(stored)
+    np.savez(tmp_path / 'old.npz', counted=columns.pop('valid'), **columns)
+    found = metrics.read_evaluation(tmp_path / 'old.npz').errors
+    np.testing.assert_array_equal(found.valid, record.errors.valid)
+    np.testing.assert_array_equal(found.error_image, record.errors.error_image)
 
 
 def test_no_evaluation_or_a_damaged_one_is_said(tmp_path):

@@ -43,23 +43,23 @@ def config_of(data, **more):
     }
 
 
-def errors_of(truth, predicted, *, confidence=None, hidden=None, counted=None, crop_scale=2.2):
+def errors_of(truth, predicted, *, confidence=None, hidden=None, valid=None, crop_scale=2.2):
     """KeypointErrors as the contract states them, computed here from points alone."""
     number = len(truth)
     everything = np.ones((number, 21), bool)
-    counted = everything if counted is None else counted
+    valid = everything if valid is None else valid
     side = (truth.max(axis=1) - truth.min(axis=1)).max(axis=1)
-    error = np.where(counted, np.sqrt(((predicted - truth) ** 2).sum(axis=2)), 0.0)
+    error = np.where(valid, np.sqrt(((predicted - truth) ** 2).sum(axis=2)), 0.0)
     return KeypointErrors(
         error_crop=error * 224 / (crop_scale * side)[:, None],
         error_image=error,
-        counted=counted,
+        valid=valid,
         hidden=~everything if hidden is None else hidden,
         norm_size=side,
         confidence=np.full((number, 21), 0.5) if confidence is None else confidence,
         index=np.arange(number),
         predicted_image=predicted,
-        truth_image=np.where(counted[..., None], truth, 0.0),
+        truth_image=np.where(valid[..., None], truth, 0.0),
         is_left=np.zeros(number, bool),
     )
 
@@ -161,7 +161,7 @@ def ragged_errors(seed, hands=12):
     hidden = rng.uniform(size=(hands, 21)) < 0.2
     spread = rng.lognormal(1.5, 1.0, (hands, 1, 1))
     predicted = truth + spread * rng.normal(size=truth.shape)
-    return errors_of(truth, predicted, counted=counted, hidden=hidden)
+    return errors_of(truth, predicted, valid=counted, hidden=hidden)
 
 
 @pytest.mark.parametrize('name', protocols.PROTOCOLS)
@@ -184,7 +184,7 @@ def test_a_draw_is_the_summary_of_the_hands_copied(name):
 def test_no_interval_where_a_prediction_is_not_finite():
     errors = ragged_errors(0)
     endless = errors.error_crop.copy()
-    endless[5, np.flatnonzero(errors.counted[5])[0]] = np.inf
+    endless[5, np.flatnonzero(errors.valid[5])[0]] = np.inf
     errors = dataclasses.replace(errors, error_crop=endless, error_image=endless)
     (draws,) = bootstrap.draw([errors], protocols.get_protocol('box'), resamples=200)
     assert bootstrap.interval(draws['epe_mean_224']) is None
@@ -308,7 +308,7 @@ UNPAIRABLE = {
     ),
     'other protocol': (lambda record: {'protocol': 'mmpose'}, 'box, the other under mmpose'),
     'other keypoints': (
-        lambda record: changed(counted=np.tile(np.arange(21) > 0, (HANDS, 1)))(record),
+        lambda record: changed(valid=np.tile(np.arange(21) > 0, (HANDS, 1)))(record),
         'different keypoints',
     ),
     'other annotations': (
@@ -401,9 +401,9 @@ def test_a_part_of_a_hand_is_measured_by_the_whole_hand():
     # The tight box of two keypoints alone is another one.
     run = as_run(record_of(ragged_errors(0), protocol='mmpose'))
     part = np.isin(np.arange(21), (4, 8))
-    found = run.summary_of(run.counted & part)['pck_at_0.2']
+    found = run.summary_of(run.valid & part)['pck_at_0.2']
     size = run.errors.size_of('keypoint_box')[:, None]
-    within = [(run.errors.error_image / size)[run.counted[:, k], k] < 0.2 for k in (4, 8)]
+    within = [(run.errors.error_image / size)[run.valid[:, k], k] < 0.2 for k in (4, 8)]
     assert found == pytest.approx(np.mean([column.mean() for column in within]), rel=1e-12)
 
 
@@ -429,7 +429,7 @@ def test_few_hands_get_no_interval(tmp_path, sketches):
 @pytest.mark.usefixtures('undrawn')
 def test_a_run_without_anything_counted_has_a_page(tmp_path, sketches):
     nothing = np.zeros((HANDS, 21), bool)
-    errors = errors_of(sketches, noisy(sketches, 3.0), counted=nothing)
+    errors = errors_of(sketches, noisy(sketches, 3.0), valid=nothing)
     errors = dataclasses.replace(errors, confidence=np.full((HANDS, 21), np.nan))
     workdir = write_workdir(tmp_path / 'nothing', record_of(errors))
     page = Page(write_report([workdir], tmp_path / 'out').read_text())
@@ -452,7 +452,7 @@ def test_a_calibration_is_told_if_it_is_of_this_checkpoint(tmp_path, sketches):
             'fitted_on': {'step': step},
             'held_out': {'hands': 11, 'before': {'ece': 0.4321}, 'after': {'ece': 0.0123}},
         }
-        table = np.linspace(0, 1, 201)[None]
+        table = np.linspace(0, 1, 201)
         workdir = write_workdir(tmp_path / name, record)
         calibration.save(workdir, calibration.Calibration(table, 1 - table, report))
     write_workdir(tmp_path / 'none', record)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from handpose_jax.evaluation import metrics
 from handpose_jax.evaluation.metrics import KeypointErrors
 from handpose_jax.evaluation.protocols import Protocol
 
@@ -22,7 +23,6 @@ LEVEL = 0.95
 FEWEST_HANDS = 20
 """Below it no interval is given: so few hands do not show how much hands differ."""
 
-_PCK_AT = 0.2
 _CHUNK = 100
 
 # From how often each hand was drawn, i[r n], to the metric of each draw, f[r].
@@ -87,82 +87,21 @@ def metrics_of_draws(errors: KeypointErrors, protocol: Protocol) -> dict[str, _M
 
     Drawn hands are counted, not copied: a mean over them is a weighted mean over all hands.
     """
-    size = errors.size_of(protocol.relative_to)
-    chosen = errors.under(protocol)
-    unit = np.ones(errors.num_hands) if protocol.normaliser == 'pixel' else size
-    by_keypoint = protocol.rule == 'mmpose'
-    found = {
-        'epe_mean_224': _mean(chosen.error_crop, chosen.counted),
-        'epe_median_224': _median(chosen.error_crop, chosen.counted),
-        'epe_mean_image': _mean(chosen.error_image, chosen.counted),
-        'epe_median_image': _median(chosen.error_image, chosen.counted),
-        'auc': _mean(*_areas(chosen, unit, protocol), by_keypoint=by_keypoint),
-        'pck_at_0.2': _mean(*_within(chosen, size, protocol), by_keypoint=by_keypoint),
+    measured = metrics.Measured(errors, protocol)
+    weighted = {np.mean: _mean, np.median: _median}
+    return {
+        metric.name: weighted[metric.statistic](
+            *metric.values(measured), by_keypoint=metric.separate(protocol)
+        )
+        for metric in metrics.metrics_of(protocol)
     }
-    if 'percent_of_side' in protocol.extras:
-        number = chosen.counted.sum(axis=1)
-        total = np.where(chosen.counted, chosen.error_image, 0.0).sum(axis=1)
-        percent = np.where(number > 0, 100 * total / np.maximum(number, 1) / size, 0.0)
-        found['epe_percent_of_side'] = _mean(percent[:, None], number[:, None] > 0)
-    if 'root_aligned' in protocol.extras:
-        aligned = chosen.root_aligned()
-        found['epe_mean_root_aligned'] = _mean(aligned.error_image, aligned.counted)
-        found['epe_median_root_aligned'] = _median(aligned.error_image, aligned.counted)
-        found['auc_root_aligned'] = _mean(*_areas(aligned, unit, protocol), by_keypoint=by_keypoint)
-    if 'over_keypoints' in protocol.extras:
-        counted = chosen.counted
-        found['epe_mean_image_over_keypoints'] = _mean(
-            chosen.error_image, counted, by_keypoint=True
-        )
-        found['epe_median_image_over_keypoints'] = _median(
-            chosen.error_image, counted, by_keypoint=True
-        )
-        found['auc_over_keypoints'] = _mean(*_areas(chosen, unit, protocol), by_keypoint=True)
-    return found
-
-
-def _areas(
-    errors: KeypointErrors, unit: Float[np.ndarray, 'n'], protocol: Protocol
-) -> tuple[Float[np.ndarray, 'n 21'], Bool[np.ndarray, 'n 21']]:
-    """What each keypoint adds to the area under PCK, and whether it counts there.
-
-    The area is linear in the curve and the curve a mean over keypoints, so the area is the mean of
-    what each keypoint would have alone: the weight of the thresholds that its error is within.
-    """
-    relative, counted = _relative(errors, unit)
-    thresholds = np.asarray(protocol.thresholds())
-    if protocol.rule == 'mmpose':
-        # An error that equals the threshold is a miss, and the last threshold is not used.
-        weights = np.append(np.full(len(thresholds) - 1, 1 / (len(thresholds) - 1)), 0)
-        first = np.searchsorted(thresholds, relative, side='right')
-    else:
-        steps = np.diff(thresholds) / (thresholds[-1] - thresholds[0]) / 2
-        weights = np.append(steps, 0) + np.append(0, steps)
-        first = np.searchsorted(thresholds, relative, side='left')
-    return np.append(np.cumsum(weights[::-1])[::-1], 0)[first], counted
-
-
-def _within(
-    errors: KeypointErrors, size: Float[np.ndarray, 'n'], protocol: Protocol
-) -> tuple[Float[np.ndarray, 'n 21'], Bool[np.ndarray, 'n 21']]:
-    relative, counted = _relative(errors, size)
-    right = relative < _PCK_AT if protocol.rule == 'mmpose' else relative <= _PCK_AT
-    return right.astype(np.float64), counted
-
-
-def _relative(
-    errors: KeypointErrors, unit: Float[np.ndarray, 'n']
-) -> tuple[Float[np.ndarray, 'n 21'], Bool[np.ndarray, 'n 21']]:
-    # As in metrics: of a hand without a size nothing can be said.
-    counted = errors.counted & ~np.isnan(unit)[:, None]
-    return errors.error_image / np.where(np.isnan(unit) | (unit <= 0), 1.0, unit)[:, None], counted
 
 
 def _mean(
-    values: Float[np.ndarray, 'n k'], counted: Bool[np.ndarray, 'n k'], *, by_keypoint: bool = False
+    values: Float[np.ndarray, 'n k'], valid: Bool[np.ndarray, 'n k'], *, by_keypoint: bool
 ) -> _Metric:
     """The mean over all that is counted, or the mean over keypoints of their own means."""
-    total, number = np.where(counted, values, 0.0), counted.astype(np.int64)
+    total, number = np.where(valid, values, 0.0), valid.astype(np.int64)
     if not by_keypoint:
         total, number = total.sum(axis=1, keepdims=True), number.sum(axis=1, keepdims=True)
     known = np.isfinite(total).all()
@@ -178,7 +117,7 @@ def _mean(
 
 
 def _median(
-    values: Float[np.ndarray, 'n k'], counted: Bool[np.ndarray, 'n k'], *, by_keypoint: bool = False
+    values: Float[np.ndarray, 'n k'], valid: Bool[np.ndarray, 'n k'], *, by_keypoint: bool
 ) -> _Metric:
     """The median of all that is counted, or the mean over keypoints of their own medians."""
     columns = (
@@ -186,8 +125,8 @@ def _median(
     )
     ranked = []
     for column in columns:
-        hands, _ = np.nonzero(counted[:, column])
-        errors = values[:, column][counted[:, column]]
+        hands, _ = np.nonzero(valid[:, column])
+        errors = values[:, column][valid[:, column]]
         order = np.argsort(errors, kind='stable')
         ranked.append((errors[order], hands[order]))
 

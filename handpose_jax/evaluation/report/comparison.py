@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from handpose_jax.evaluation.metrics import KeypointErrors
+from handpose_jax.evaluation.metrics import METRIC, KeypointErrors
 from handpose_jax.evaluation.report import bootstrap
 from handpose_jax.evaluation.report.runs import Run
 
@@ -70,7 +70,7 @@ def compare(first: Run, other: Run) -> Comparison:
         limits = draws and bootstrap.interval(draws[1][metric] - draws[0][metric])
         better = None
         if limits and (limits.low > 0 or limits.high < 0):
-            better = 'other' if (limits.high < 0) == metric.startswith('epe') else 'first'
+            better = 'other' if (limits.high < 0) == METRIC[metric].is_error else 'first'
         differences[metric] = Difference(after - before, limits or None, better)
     return Comparison(first, other, '', differences)
 
@@ -92,8 +92,8 @@ def why_not(first: Run, other: Run) -> str:
             f'{alone[1]:,} only in {other.name}, {len(names[0]) - alone[0]:,} in both'
         )
     a, b = (np.argsort(ids, kind='stable') for ids in names)
-    counted = first.record.errors.counted[a]
-    if not np.array_equal(counted, other.record.errors.counted[b]):
+    counted = first.record.errors.valid[a]
+    if not np.array_equal(counted, other.record.errors.valid[b]):
         return 'different keypoints of the same hands are annotated'
     moved = np.abs(first.record.errors.truth_image[a] - other.record.errors.truth_image[b])[counted]
     if not (moved <= _SAME_PIXELS).all():
@@ -122,7 +122,7 @@ def _in_order_of_names(run: Run) -> KeypointErrors:
 
 def _image_px_of_crop_px(run: Run) -> np.ndarray:
     """How many image pixels a pixel of the 224 crop is, of each hand; NaN where nobody can tell."""
-    usable = run.errors.counted & np.isfinite(run.errors.error_crop)
+    usable = run.errors.valid & np.isfinite(run.errors.error_crop)
     crop = np.where(usable, run.errors.error_crop, 0.0).sum(axis=1)
     image = np.where(usable, run.errors.error_image, 0.0).sum(axis=1)
     return np.where(crop > 0, image / np.where(crop > 0, crop, 1.0), np.nan)

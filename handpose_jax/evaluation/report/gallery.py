@@ -91,7 +91,7 @@ def worst_cases(run: Run, count: int) -> Gallery:
         count: how many to show at most.
     """
     errors = run.errors.under(run.protocol)
-    annotated = run.errors.select(run.protocol.keypoints).counted
+    annotated = run.errors.select(run.protocol.keypoints).valid
     mean_error = errors.epe_per_hand()
     ranked = np.argsort(np.where(np.isnan(mean_error), np.inf, -mean_error), kind='stable')
     # Without an annotated keypoint there is nothing to be wrong about.
@@ -140,7 +140,7 @@ def worst_cases(run: Run, count: int) -> Gallery:
 def reasons_without_picture(run: Run) -> dict[str, Bool[np.ndarray, 'n']]:
     """Which hands have which reason, of those that the evaluation's own arrays tell."""
     record = run.record
-    counted = run.errors.select(run.protocol.keypoints).counted
+    counted = run.errors.select(run.protocol.keypoints).valid
     number = counted.sum(axis=1)
     hidden = (record.errors.hidden & counted).sum(axis=1)
     confidence = np.median(_confidence(run), axis=1)
@@ -216,7 +216,7 @@ def _draw_case(run: Run, i: int, sample: Sample) -> tuple[UInt8[np.ndarray, 's s
     truth = geometry.apply_affine(crop_from_image, run.record.errors.truth_image[i])
     picture = visualize.draw_hand(crop, predicted, confidence=run.record.errors.confidence[i])
     picture = visualize.draw_hand(
-        picture, truth, visible=run.record.errors.counted[i], thickness=1, colour=(255, 255, 255)
+        picture, truth, visible=run.record.errors.valid[i], thickness=1, colour=(255, 255, 255)
     )
     inside = ((predicted >= -0.5) & (predicted <= _TILE - 0.5)).all(axis=1)
     return picture, int((~inside).sum())

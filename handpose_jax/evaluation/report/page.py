@@ -125,7 +125,7 @@ def _hands(runs: Sequence[Run]) -> list[str]:
 
 def _group_figure(run: Run, label: str, groups: Mapping[str, Sequence[int]]) -> str:
     summaries = {
-        name: run.summary_of(run.counted & np.isin(np.arange(hand.NUM_KEYPOINTS), indices))
+        name: run.summary_of(run.valid & np.isin(np.arange(hand.NUM_KEYPOINTS), indices))
         for name, indices in groups.items()
     }
     svg = plots.pck(
@@ -168,13 +168,13 @@ def _keypoints(content: Content) -> str:
 def _confidence(content: Content) -> str:
     diagrams, errors, gaps = [], [], []
     # One scale for all runs; the rare largest errors may leave it.
-    counted = [run.errors.error_crop[run.counted] for run in content.runs]
+    counted = [run.errors.error_crop[run.valid] for run in content.runs]
     largest = max((float(np.quantile(part, 0.9)) for part in counted if len(part)), default=1.0)
     limit = f'{calibration.CORRECT_WITHIN:g} of the tight box around the hand'
     for run in content.runs:
         size = run.errors.size_of('keypoint_box')
         known = np.isfinite(run.errors.confidence) & ~np.isnan(size)[:, None]
-        chosen = run.counted & known
+        chosen = run.valid & known
         confidence, error = run.errors.confidence[chosen], run.errors.error_crop[chosen]
         relative = run.errors.error_image / np.where(np.isnan(size), 1.0, size)[:, None]
         right = relative[chosen] <= calibration.CORRECT_WITHIN

@@ -51,9 +51,9 @@ class Run:
         return self.record.errors
 
     @property
-    def counted(self) -> Bool[np.ndarray, 'n 21']:
+    def valid(self) -> Bool[np.ndarray, 'n 21']:
         """The keypoints that count under the protocol."""
-        return self.errors.under(self.protocol).counted
+        return self.errors.under(self.protocol).valid
 
     @property
     def notes(self) -> list[str]:
@@ -69,7 +69,7 @@ class Run:
         # The size of a hand is that of all its keypoints, whichever are looked at.
         sized = dataclasses.replace(
             self.errors,
-            counted=self.errors.counted & part,
+            valid=self.errors.valid & part,
             norm_size=self.errors.size_of(self.protocol.relative_to),
         )
         return sized.summary(dataclasses.replace(self.protocol, relative_to='box', hidden=True))

@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from handpose_jax import hand
+from handpose_jax.evaluation.metrics import METRIC
 from handpose_jax.evaluation.protocols import Protocol
 from handpose_jax.evaluation.report import bootstrap, table1
 from handpose_jax.evaluation.report.bootstrap import Interval
@@ -15,23 +14,6 @@ from handpose_jax.evaluation.report.gallery import Gallery
 from handpose_jax.evaluation.report.runs import Run
 
 NOTHING = '\N{EN DASH}'
-
-LABELS = {
-    'epe_mean_224': 'EPE mean, px of the 224 crop',
-    'epe_median_224': 'EPE median, px of the 224 crop',
-    'epe_mean_image': 'EPE mean, px of the photograph',
-    'epe_median_image': 'EPE median, px of the photograph',
-    'auc': 'AUC of PCK',
-    'pck_at_0.2': 'PCK@0.2',
-    'epe_percent_of_side': 'EPE, % of the side, mean over hands',
-    'epe_mean_root_aligned': 'EPE mean, px of the photograph, root aligned',
-    'epe_median_root_aligned': 'EPE median, px of the photograph, root aligned',
-    'auc_root_aligned': 'AUC of PCK, root aligned',
-    'epe_mean_image_over_keypoints': 'EPE mean, px of the photograph, mean over keypoints',
-    'epe_median_image_over_keypoints': 'EPE median, px of the photograph, mean over keypoints',
-    'auc_over_keypoints': 'AUC of PCK, mean over keypoints',
-}
-"""Names of metrics.KeypointErrors.summary's numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +49,8 @@ class Table:
 
 
 def number(metric: str, value: float | None, *, signed: bool = False) -> str:
-    """A metric's value in words: 2 digits for pixels, 3 for shares."""
-    if value is None or not np.isfinite(value):
-        return NOTHING
-    form = ('+' if signed else '') + ('.2f' if metric.startswith('epe') else '.3f')
-    return format(value, form).replace('-', '\N{MINUS SIGN}')
+    """A metric's value in words, see metrics.Metric.text."""
+    return METRIC[metric].text(value, signed=signed)
 
 
 def _with_interval(
@@ -100,14 +79,14 @@ def results(content: Content) -> Table:
     if any(run.summary['predictions_not_finite'] for run in runs):
         cells = [f'{run.summary["predictions_not_finite"]:,}' for run in runs]
         rows.append(row('predictions that are no number', cells))
-    for metric, label in LABELS.items():
-        if not any(metric in run.summary for run in runs):
+    for name, metric in METRIC.items():
+        if not any(name in run.summary for run in runs):
             continue
         cells = [
-            _with_interval(metric, run.summary.get(metric), limits.get(metric))
+            _with_interval(name, run.summary.get(name), limits.get(name))
             for run, limits in zip(runs, content.intervals, strict=True)
         ]
-        rows.append(row(label, cells))
+        rows.append(row(metric.label, cells))
     rows += [
         row('network', [run.network for run in runs]),
         row('input, px', [run.config.get('size', '?') for run in runs]),
@@ -126,7 +105,7 @@ def differences(comparison: Comparison) -> Table:
         known = difference.interval is not None
         rows.append(
             [
-                LABELS[metric],
+                METRIC[metric].label,
                 number(metric, comparison.first.summary[metric]),
                 number(metric, comparison.other.summary[metric]),
                 _with_interval(metric, difference.value, difference.interval, signed=True),
@@ -214,15 +193,13 @@ def occlusion_summaries(run: Run) -> dict[str, dict[str, Any]]:
 
 def knows_hidden(run: Run) -> bool:
     """Whether the run's data tells of hidden keypoints at all."""
-    return bool(
-        (run.record.errors.hidden & run.errors.select(run.protocol.keypoints).counted).any()
-    )
+    return bool((run.record.errors.hidden & run.errors.select(run.protocol.keypoints).valid).any())
 
 
 def published(protocol: Protocol) -> Table:
     """Numbers of others under a protocol."""
     rows = [
-        [row.system, LABELS.get(row.metric, row.metric), f'{row.value:g}', row.source, row.remark]
+        [row.system, METRIC[row.metric].label, f'{row.value:g}', row.source, row.remark]
         for row in protocol.published
     ]
     return Table(['published by others', 'metric', 'value', 'source', 'remark'], rows)
