@@ -123,6 +123,12 @@ class FolderSource:
             digest.update(f'{file}\0{size}\n'.encode())
         return digest.hexdigest()
 
+    def files_since(self, seconds: float) -> list[str]:
+        """The annotations and images in use that were written after a time, seconds since 1970."""
+        files = [self._path, *(self._root / file for file in {r.file for r in self._records})]
+        newer = [file for file in files if file.stat().st_mtime > seconds]
+        return sorted(file.relative_to(self._root).as_posix() for file in newer)
+
     def image_id(self, index: int, /) -> str:
         """The record's `id`; without one its file, and '#number' if the file has several hands."""
         return self._records[index].image_id

@@ -13,8 +13,11 @@ def is_bucket(path: str | os.PathLike[str]) -> bool:
 
 
 def folder(path: str | os.PathLike[str]) -> Any:
-    """The path as pathlib.Path, or as epath.Path in a bucket; both have the same methods."""
-    return epath.Path(path) if is_bucket(path) else Path(path)
+    """The path as pathlib.Path, or as epath.Path in a bucket; both have the same methods.
+
+    A leading ~ is the home directory, also where no shell has replaced it (--workdir=~/run).
+    """
+    return epath.Path(path) if is_bucket(path) else Path(path).expanduser()
 
 
 class BucketText:
