@@ -104,7 +104,7 @@ class Predictor:
         if box is None:
             square = geometry.square_box(geometry.whole_image_box(height, width))
         else:
-            square = geometry.square_box(_as_box(box, height, width), self._crop_scale)
+            square = geometry.square_box(as_box(box, height, width), self._crop_scale)
         crop, image_from_crop = crop_image(image, square, self._runtime.size, mirror=side == 'left')
         found = self._runtime(crop[None])
         keypoints = geometry.apply_affine(image_from_crop, found.keypoints[0].astype(np.float64))
@@ -206,7 +206,7 @@ def as_image(picture: Any) -> UInt8[np.ndarray, 'h w 3']:
     )
 
 
-def _as_box(box: Any, height: int, width: int) -> Float[np.ndarray, '4']:
+def as_box(box: Any, height: int, width: int) -> Float[np.ndarray, '4']:
     """Reads a box in an image of the given size.
 
     Args:

@@ -4,6 +4,8 @@ Images are u8[h w 3], RGB. Nothing here changes its arguments.
 """
 
 import os
+import struct
+import zlib
 from collections.abc import Collection
 from typing import Any
 
@@ -13,7 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from handpose_jax import hand
-from handpose_jax.process import storage
+from handpose_jax.process import outputs, storage
 
 Picture = UInt8[np.ndarray, '_ _ 3']
 Colour = tuple[int, int, int]
@@ -230,8 +232,12 @@ def prediction_sheet(
     return contact_sheet(tiles, texts, columns=columns, tile_size=tile_size, title=title)
 
 
+# The signature, and the chunk IHDR: the first of every PNG, and always as long.
+_PNG_HEADER = 8 + 25
+
+
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, 'h w 3']) -> None:
-    """Writes an RGB image as PNG; makes the folder if absent.
+    """Writes an RGB image as PNG, marked as made by this package; makes the folder if absent.
 
     Raises:
         OSError: if the file cannot be written.
@@ -240,7 +246,10 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, 'h w 3']) ->
     target.parent.mkdir(parents=True, exist_ok=True)
     # Encoded first: cv2.imwrite reports a full or read-only disk by a return value only.
     _, data = cv2.imencode('.png', image[:, :, ::-1])
-    target.write_bytes(data.tobytes())
+    header, rest = data.tobytes()[:_PNG_HEADER], data.tobytes()[_PNG_HEADER:]
+    text = b'tEXt' + outputs.PNG_TEXT
+    mark = struct.pack('>I', len(text) - 4) + text + struct.pack('>I', zlib.crc32(text))
+    target.write_bytes(header + mark + rest)
 
 
 def _draw_truth(
