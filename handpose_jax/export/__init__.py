@@ -175,7 +175,8 @@ def export(
         folder.mkdir()
         scratch.mkdir()
         golden.write(example, folder)
-        rows, found = [], {}
+        rows = []
+        found: dict[str, Float[np.ndarray, '21 3']] = {}
         for name, artefact in chosen.items():
             path = folder / artefact.file
             artefact.write(given, path)
