@@ -104,6 +104,44 @@ def test_whole_and_half_numbers_are_no_borderline(cut, step, offset):
     assert grey_difference(crop, ours(photograph, box, size)[0]) <= MAX_GREY
 
 
+def in_words(photograph, box, size):
+    """Steps 1 to 6 of the page for a right hand, by its words alone and without OpenCV."""
+    x0, y0, x1, y1 = box
+    side = CROP_SCALE * max(x1 - x0, y1 - y0)
+    step = side / size
+    n = int(step) if step >= 2 else 1
+    weights, ends = [], photograph.shape[1::-1]
+    for centre, end in zip(((x0 + x1) / 2, (y0 + y1) / 2), ends, strict=True):
+        first = max(0, int(np.floor(centre - side / 2)) - 2 * n)
+        last = min(end - 1, int(np.ceil(centre + side / 2)) + 2 * n)
+        old = last - first + 1
+        new = max(1, round(old / n))
+        # How much of each old pixel a new one covers.
+        edges = np.arange(new + 1) * old / new
+        pixels = np.arange(old)
+        covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+        area = np.zeros((new, end))
+        area[:, first : last + 1] = np.clip(covered, 0, 1) * new / old
+        point = centre + step * (np.arange(size) - (size - 1) / 2)
+        place = (point - first + 0.5) * new / old - 0.5
+        # Bilinear: a pixel counts by how near it is; beside the part there is none.
+        near = np.clip(1 - np.abs(place[:, None] - np.arange(new)), 0, 1)
+        weights.append((area, near))
+    (across, near_x), (down, near_y) = weights
+    small = np.round(np.einsum('yh,xw,hwc->yxc', down, across, photograph, optimize=True))
+    inside = np.einsum('Yy,Xx,yxc->YXc', near_y, near_x, small - 127, optimize=True)
+    return np.round(inside + 127)
+
+
+@pytest.mark.parametrize('box', [[60.3, 40, 110, 95.2], [-20, 100, 150, 280], [10, 10, 370, 290]])
+def test_the_words_of_the_page_say_what_its_lines_do(cut, box):
+    photograph = textured(300, 400)
+    words, lines = in_words(photograph, box, 56), cut(photograph, box, about(56))[0]
+    # OpenCV may round coordinates to 1/32 px, and does what is rounded in another order.
+    assert grey_difference(words, lines) < 0.5
+    assert np.abs(words - lines).max() <= 8
+
+
 @pytest.mark.parametrize('longest', [340, 896, 900])
 def test_a_network_that_is_shown_whole_photographs(cut, longest):
     photograph = textured(300, longest)

@@ -476,6 +476,12 @@ def test_an_export_leaves_artefact_metadata_and_figures(workdir):
     assert told['input']['shape'] == ['b', SIZE, SIZE, 3]
     assert told['gate'][0]['misses'] == []
     assert told['bytes'] == (folder / 'handpose.stablehlo').stat().st_size
+    assert told['crop']['averaging'] == {
+        'from_step': 2,
+        'block': 'floor(step)',
+        'margin_blocks': 2,
+    }
+    assert (told['crop']['scale'], told['crop']['outside_the_image']) == (2.2, 127)
     example = told['golden']
     crop = images.read_image(folder / example['crop'])
     assert crop.shape == (SIZE, SIZE, 3)
