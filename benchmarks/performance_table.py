@@ -4,24 +4,16 @@ python benchmarks/performance_table.py            replaces the table
 python benchmarks/performance_table.py --check    fails if it is not what the files say
 """
 
-import json
-import pathlib
-from typing import Any
-
 import readme_table
+import results_file
 
-HERE = pathlib.Path(__file__).parent
 BEGIN = '<!-- performance: made by benchmarks/performance_table.py -->\n'
-
-
-def _read(name: str) -> dict[str, Any]:
-    return json.loads((HERE / 'results' / f'{name}.json').read_text())
 
 
 def table() -> str:
     """The table in Markdown, and a line on the machines it was measured on."""
     names = ('throughput', 'rendering', 'first_step')
-    throughput, rendering, first_step = results = [_read(name) for name in names]
+    throughput, rendering, first_step = (results_file.read(name) for name in names)
     rows = []
 
     def rate(values: dict[str, float]) -> str:
@@ -56,19 +48,10 @@ def table() -> str:
     lines += [
         f'| {what} | {value} | {beside} | {file}.json |' for what, value, beside, file in rows
     ]
-    machines = sorted(
-        {
-            f'{result["machine"]["cores"]} cores of {result["machine"]["processor"]}'
-            for result in results
-        }
-    )
+    machines = sorted(map(results_file.machine_of, (throughput, rendering, first_step)))
+    machines = list(dict.fromkeys(machines))
     return '\n'.join(lines) + f'\n\nMeasured on {", ".join(machines)}. No GPU, TPU or phone yet.\n'
 
 
-def replaced(readme: str) -> str:
-    """README's text with the fresh table; see readme_table.replaced."""
-    return readme_table.replaced(readme, BEGIN, table())
-
-
 if __name__ == '__main__':
-    readme_table.run(__doc__, replaced)
+    readme_table.run(__doc__, BEGIN, table)

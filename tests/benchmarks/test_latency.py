@@ -7,33 +7,28 @@ benchmark_model, versions with and without percentiles; no phone was attached.
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import jax.numpy as jnp
+import latency
+import latency_table
 import numpy as np
 import pytest
+import random_weights
+import readme_table
+import results_file
+from latency_parts import android, artefacts, compare, model_files, report
+from latency_parts import turns as latency_turns
+from latency_parts import worker as latency_worker
 
 from handpose_jax import models
 from handpose_jax.config import load
 from handpose_jax.export import graph, onnx, tflite
 from handpose_jax.models import complexity
 
-FOLDER = Path(__file__).parents[2] / 'benchmarks'
-ROOT = FOLDER.parent
+ROOT = Path(__file__).parents[2]
 SIZE = 32
-
-
-with pytest.MonkeyPatch.context() as context:
-    context.syspath_prepend(str(FOLDER))
-    import latency
-    import latency_table
-    import random_weights
-    import readme_table
-    from latency_parts import android, artefacts, compare, model_files, report
-    from latency_parts import turns as latency_turns
-    from latency_parts import worker as latency_worker
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -255,10 +250,7 @@ def test_what_a_workdir_lacks_is_an_error_by_name_and_a_line_among_all(monkeypat
     assert latency.choose(latency.read_flags([*words, *phone])) == ([('tflite', 'int8')], [])
 
 
-def test_results_hold_no_path_of_this_machine_and_do_not_overwrite_each_other():
-    assert latency.command_of(['--model', '/home/me/hand.tflite', '--size', '112']) == (
-        'python benchmarks/latency.py --model DIR/hand.tflite --size 112'
-    )
+def test_results_do_not_overwrite_each_other():
     names = [
         latency.read_flags(words.split()).output.name
         for words in (
@@ -614,16 +606,19 @@ def test_the_report_says_what_was_measured_and_what_was_not(tmp_path):
 
 def test_the_table_stands_between_its_marks_and_follows_the_results(monkeypatch):
     files = {'latency': make_results()}
-    monkeypatch.setattr(latency_table, '_read', files.get)
-    text = f'before\n{latency_table.BEGIN}old\n{readme_table.END}after\n'
-    new = latency_table.replaced(text)
-    assert latency_table.replaced(new) == new
+    monkeypatch.setattr(results_file, 'read', lambda name, optional=False: files.get(name, {}))
+
+    def replaced(text):
+        return readme_table.replaced(text, latency_table.BEGIN, latency_table.table())
+
+    new = replaced(f'before\n{latency_table.BEGIN}old\n{readme_table.END}after\n')
+    assert replaced(new) == new
     assert new.startswith(f'before\n{latency_table.BEGIN}| median ms')
     assert new.endswith(f'{readme_table.END}after\n')
     assert '| hand_landmark_full (peer) | 30.0 | 30.0 |' in new
     assert 'No GPU and no phone measured yet' in new
     files['latency']['groups'][1]['rows'][1]['p50_ms'] = 31.0
-    assert latency_table.replaced(new) != new
+    assert replaced(new) != new
     resident = {**files['latency']['groups'][0]['rows'][0], 'resident': {'frames_per_s': 9000.0}}
     files['latency_jax_gpu'] = {
         'groups': [{'batch': 256, 'size': 224, 'rows': [resident]}],
@@ -632,11 +627,4 @@ def test_the_table_stands_between_its_marks_and_follows_the_results(monkeypatch)
     assert '| 256 | 50.0 | 20 | 9,000 |' in latency_table.table()
     assert 'No phone measured yet' in latency_table.table()
     with pytest.raises(ValueError, match='latency'):
-        latency_table.replaced('# handpose_jax\n')
-
-
-def test_readme_is_up_to_date():
-    done = subprocess.run(
-        [sys.executable, FOLDER / 'latency_table.py', '--check'], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+        replaced('# handpose_jax\n')
