@@ -12,7 +12,7 @@ from typing import Any
 
 import results_file
 
-from handpose_jax.training import workdirs, writers
+from handpose_jax.training import provenance, workdirs, writers
 
 HERE = pathlib.Path(__file__).parent
 
@@ -24,11 +24,18 @@ def _read_run(workdir: pathlib.Path) -> dict[str, Any]:
         ValueError: if the run is not finished.
     """
     config = json.loads(workdirs.load_config(str(workdir)).to_json_best_effort())
-    final = workdir / 'metrics.json'
-    if not final.exists():
-        raise ValueError(f'{workdir}: no metrics.json; let the training finish')
+    final, record = workdir / 'metrics.json', workdir / provenance.RUN_FILE
+    for path in (final, record):
+        if not path.exists():
+            raise ValueError(f'{workdir}: no {path.name}; let the training finish')
     rows = writers.read_metrics(workdir / 'metrics.jsonl')
+    last = json.loads(record.read_text())['starts'][-1]
     return {
+        'measured': {
+            'date': last['date'],
+            'commit': last['git'],
+            'machine': {name: last[name] for name in ('device', 'python', 'packages')},
+        },
         'config': results_file.without_folders(config),
         'final': json.loads(final.read_text()),
         'evaluations': [row for row in rows if row['split'] == 'eval'],
@@ -87,10 +94,11 @@ def main() -> None:
     )
     print('| run | steps | EPE median | EPE mean | AUC | PCK@0.2 |')
     print('|---|---|---|---|---|---|')
-    for label, run in runs.items():
+    notes = results_file.machine_notes([results_file.machine_of({}, run) for run in runs.values()])
+    for (label, run), note in zip(runs.items(), notes, strict=True):
         final = run['final']
         print(
-            f'| {label} | {final["step"]} | {final["epe_median_224"]:.2f} | '
+            f'| {label}{note} | {final["step"]} | {final["epe_median_224"]:.2f} | '
             f'{final["epe_mean_224"]:.2f} | {final["auc"]:.3f} | {final["pck_at_0.2"]:.3f} |'
         )
 

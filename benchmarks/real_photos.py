@@ -93,10 +93,12 @@ def main() -> None:
         '| run | steps | real_hands val: median / mean EPE | PCK@0.2 | samples: median / mean EPE |'
     )
     print('|---|---|---|---|---|')
-    for label, run in results['runs'].items():
+    machines = [results_file.machine_of(results, run) for run in results['runs'].values()]
+    notes = results_file.machine_notes(machines)
+    for (label, run), note in zip(results['runs'].items(), notes, strict=True):
         val, few = run['real_hands_val'], run['samples']
         print(
-            f'| {label} | {run["steps"]} | {val["epe_median_224"]:.1f} / '
+            f'| {label}{note} | {run["steps"]} | {val["epe_median_224"]:.1f} / '
             f'{val["epe_mean_224"]:.1f} | {val["pck_at_0.2"]:.3f} | '
             f'{few["epe_median_224"]:.1f} / {few["epe_mean_224"]:.1f} |'
         )

@@ -208,7 +208,7 @@ def machine_of(results: Mapping[str, Any], row: Mapping[str, Any] | None = None)
     found = (row or {}).get('measured', results).get('machine', {})
     device = found.get('device', 'cpu')
     if 'processor' not in found:
-        return 'an unnamed machine' if device == 'cpu' else device
+        return device
     text = f'{found["cores"]} cores of {found["processor"]}'
     return text if device == 'cpu' else f'{text} with {device}'
 

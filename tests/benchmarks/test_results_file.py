@@ -123,6 +123,24 @@ def test_a_changed_result_is_noticed_and_what_stands_around_the_table_stays(edit
         readme_table.replaced('# handpose_jax\n', begin, '')
 
 
+def test_rows_name_their_machine_where_it_differs_from_the_neighbours(edited):
+    assert results_file.machine_notes([]) == []
+    assert results_file.machine_notes(['a', 'a']) == ['', '']
+    assert results_file.machine_notes(list('aabba')) == [' (a)', '', ' (b)', '', ' (a)']
+    assert 'cores' not in performance_table.table().split('Measured on')[0]
+    other = {**edited['rendering']['machine'], 'cores': 64, 'device': 'NVIDIA X'}
+    edited['rendering']['machine'] = other
+    edited['throughput']['train_224']['measured'] = {'machine': other}
+    named = [' cores of ' in row for row in performance_table.table().splitlines()[2:7]]
+    # Training at 112 and 224 px, photographs, rendering, the first step.
+    assert named == [True, True, True, True, True]
+    assert '64 cores of' in performance_table.table().splitlines()[3]
+    assert 'with NVIDIA X) |' in performance_table.table().splitlines()[5]
+    del edited['throughput']['train_224']['measured']
+    named = [' cores of ' in row for row in performance_table.table().splitlines()[2:7]]
+    assert named == [True, False, False, True, True]
+
+
 def test_a_table_whose_results_are_missing_says_which():
     with pytest.raises(ValueError, match=r'results/nothing\.json: no such file'):
         results_file.read('nothing')
