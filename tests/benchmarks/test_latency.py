@@ -7,6 +7,7 @@ benchmark_model, versions with and without percentiles; no phone was attached.
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -270,40 +271,48 @@ def test_results_do_not_overwrite_each_other():
     ]
 
 
+def needs(*modules):
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f'not installed: {", ".join(missing)}')
+
+
+needs_onnx = needs('onnx', 'onnxruntime')
+needs_tflite = needs('tensorflow', 'ai_edge_litert')
+
+
 @pytest.mark.slow
-def test_the_whole_way_with_random_weights(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(latency, 'in_fresh_process', lambda f, *a, **k: f(*a, **k))
+@pytest.mark.parametrize('backend', ['jax', pytest.param('tflite', marks=needs_tflite)])
+def test_the_command_measures_random_weights(backend, tmp_path):
     output = tmp_path / 'latency.json'
-    config = f'{ROOT}/configs/quickstart.py:smoke'
-    words = f'--backend jax --config {config} --size {SIZE} --rounds 2 --calls 2'
-    assert latency.main([*words.split(), '--output', str(output)]) == 0
+    words = f'--backend {backend} --config configs/quickstart.py:smoke --size 64'
+    words += ' --rounds 2 --calls 2 --output'
+    done = subprocess.run(
+        [sys.executable, 'benchmarks/latency.py', *words.split(), str(output)],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
     assert found['weights'] == 'random'
+    assert found['command'] == f'python benchmarks/latency.py {words} DIR/latency.json'
     assert str(ROOT) not in output.read_text()
+    assert str(tmp_path) not in output.read_text()
     (group,) = found['groups']
     (row,) = group['rows']
     model = models.build(**{**found['model'], 'implementation': 'lax'})
-    assert row['macs'] == complexity.count_macs(model, SIZE)
+    assert row['macs'] == complexity.count_macs(model, 64)
     assert (row['calls'], len(row['round_ms']), len(group['round_gflops'])) == (4, 2, 2)
     assert 0 < row['p50_ms'] <= row['p99_ms']
     assert row['network']['p50_ms'] > 0
-    # A process with JAX in it, and one without anything.
-    assert row['peak_memory_mb'] > 2 * row['memory_before_mb'] > 0
-    assert 'Weights: random.' in capsys.readouterr().out
+    # A process with a runtime in it, and one without anything.
+    assert row['peak_memory_mb'] > row['memory_before_mb'] * (2 if backend == 'jax' else 1) > 0
+    assert 'Weights: random.' in done.stdout
     assert '<svg' in output.with_suffix('.svg').read_text()
 
 
 # --- files ----------------------------------------------------------------------------------------
-
-installed = importlib.util.find_spec
-needs_onnx = pytest.mark.skipif(
-    not (installed('onnx') and installed('onnxruntime')),
-    reason='onnx and onnxruntime are not installed',
-)
-needs_tensorflow = pytest.mark.skipif(
-    not (installed('tensorflow') and installed('ai_edge_litert')),
-    reason='tensorflow and ai-edge-litert are not installed',
-)
 
 
 @pytest.fixture(scope='module')
@@ -347,7 +356,7 @@ def test_an_onnx_file_says_how_much_it_computes_and_gives_its_network(small, tmp
     check_file(path, run, small, tmp_path)
 
 
-@needs_tensorflow
+@needs_tflite
 def test_a_tflite_file_says_how_much_it_computes_and_gives_its_network(small, tmp_path):
     from ai_edge_litert.interpreter import Interpreter
 
