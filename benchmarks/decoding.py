@@ -16,20 +16,15 @@ without the fallback otherwise. Differences are to the parabola without fallback
 with 95% bootstrap intervals over hands.
 """
 
-import argparse
-import datetime
 import functools
-import json
 import math
-import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import machine
 import numpy as np
+import results_file
 from ml_collections import ConfigDict
 
 from handpose_jax import heatmaps, inference
@@ -41,7 +36,6 @@ from handpose_jax.hand import NUM_KEYPOINTS
 from handpose_jax.process import allocator
 from handpose_jax.training import workdirs
 
-OUTPUT = pathlib.Path(__file__).parent / 'results' / 'decoding.json'
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 FIGURES = ('epe_mean_224', 'epe_median_224', 'pck_at_0.2')
 BASELINE = 'parabola'
@@ -279,30 +273,15 @@ def _row(name: str, row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measures, merges into the results file, prints Markdown tables of the runs named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('runs', nargs='+', metavar='LABEL=WORKDIR')
+    parser = results_file.parser(__doc__, 'decoding')
+    results_file.add_runs(parser)
     parser.add_argument('--limit', type=int, default=0, help='about so many hands; 0: all')
-    parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
     flags = parser.parse_args()
     allocator.keep_freed_memory()
-    results = json.loads(flags.output.read_text()) if flags.output.exists() else {'runs': {}}
-    labels = []
-    for text in flags.runs:
-        label, separator, workdir = text.partition('=')
-        if not separator:
-            sys.exit(f'error: expected LABEL=WORKDIR, got {text!r}')
-        results['runs'][label] = measure(workdir, flags.limit)
-        labels.append(label)
-    results |= {
-        'benchmark': 'decoding',
-        'command': 'python benchmarks/decoding.py LABEL=W ...',
-        'date': datetime.date.today().isoformat(),
-        'machine': machine.describe(),
-    }
-    flags.output.write_text(json.dumps(results, indent=1) + '\n')
-    for label in labels:
+    results = results_file.measure_runs(
+        'decoding', flags, lambda workdir: measure(workdir, flags.limit)
+    )
+    for label, _ in flags.runs:
         print(table(label, results['runs'][label]), end='\n\n')
 
 

@@ -8,9 +8,7 @@ prepares drawn hands, examines them clean, and again with each kind of fault in 
 docs/data_doctor.md says.
 """
 
-import argparse
 import dataclasses
-import datetime
 import json
 import os
 import pathlib
@@ -20,8 +18,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cv2
-import machine
 import numpy as np
+import results_file
 from real_photos import sample_records
 
 from handpose_jax import geometry, hand
@@ -38,8 +36,6 @@ from handpose_jax.data.doctor import (
 from handpose_jax.process.threads import keep_to_one_thread
 from handpose_jax.synthetic.drawing import posed
 
-HERE = pathlib.Path(__file__).parent
-OUTPUT = HERE / 'results' / 'doctor.json'
 RATE = 0.05
 FINGERS = list(hand.FINGERS.values())
 NAMES = list(hand.FINGERS)
@@ -472,15 +468,13 @@ def _clean_hands(partial: bool) -> dict[str, float]:
 
 def main() -> None:
     """Measures and writes the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results_file.parser(__doc__, 'doctor')
     parser.add_argument('--train', type=int, default=600)
     parser.add_argument('--test', type=int, default=200)
     arguments = parser.parse_args()
     keep_to_one_thread()
     started = time.monotonic()
-    result: dict[str, Any] = {'date': datetime.date.today().isoformat()}
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
         sizes = {'train': arguments.train, 'test': arguments.test}
@@ -517,9 +511,8 @@ def main() -> None:
         if assets := os.environ.get('HANDPOSE_ASSETS'):
             result['photographs'] = photographs(pathlib.Path(assets), scratch)
     result['seconds'] = round(time.monotonic() - started)
-    result['machine'] = machine.describe()
-    OUTPUT.write_text(json.dumps(result, indent=2) + '\n')
-    print(json.dumps({k: v for k, v in result.items() if k != 'machine'}, indent=1))
+    results_file.write(arguments.output, results_file.head('doctor', assets=True), result)
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == '__main__':

@@ -8,9 +8,6 @@ convolution and the classifier of the .npz, which our network does not have. Exi
 figures are not the expected.
 """
 
-import argparse
-import datetime
-import json
 import os
 import pathlib
 import sys
@@ -18,8 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import machine
 import numpy as np
+import results_file
 from PIL import Image
 
 from handpose_jax.models.mobilenet import MobileNetV2
@@ -96,21 +93,11 @@ def measure(npz: pathlib.Path, photos: dict[int, pathlib.Path]) -> dict[str, Any
 def main() -> int:
     assets = os.environ.get('HANDPOSE_ASSETS')
     folder = pathlib.Path(assets, 'imagenet') if assets else None
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        '--npz',
-        type=pathlib.Path,
-        default=folder and folder / 'mobilenet_v2_1.0_224.npz',
-        required=folder is None,
-    )
-    parser.add_argument(
-        '--photos',
-        type=pathlib.Path,
-        default=folder and folder / 'photos',
-        required=folder is None,
-    )
+    parser = results_file.parser(__doc__)
+    for name, place in (('--npz', 'mobilenet_v2_1.0_224.npz'), ('--photos', 'photos')):
+        parser.add_argument(
+            name, type=pathlib.Path, default=folder and folder / place, required=folder is None
+        )
     parser.add_argument('--output', type=pathlib.Path, help='also write the figures as JSON here')
     args = parser.parse_args()
 
@@ -121,18 +108,12 @@ def main() -> int:
         print(f'{name.replace("_", "-")}  {figures[name]:.1f}%  (expected {value} +- {TOLERANCE})')
     print('as expected' if within else 'NOT as expected')
     if args.output:
-        result = {
-            'benchmark': 'imagenet_accuracy',
-            'command': 'HANDPOSE_ASSETS=DIR python benchmarks/imagenet_accuracy.py'
-            ' --output benchmarks/results/imagenet_accuracy.json',
-            'date': datetime.date.today().isoformat(),
-            'weights': args.npz.name,
-            'figures': figures,
-            'expected': EXPECTED | {'tolerance': TOLERANCE, 'within': within},
-            'machine': machine.describe(),
-        }
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=2) + '\n')
+        expected = EXPECTED | {'tolerance': TOLERANCE, 'within': within}
+        results_file.write(
+            args.output,
+            results_file.head('imagenet_accuracy', assets=True),
+            {'weights': args.npz.name, 'figures': figures, 'expected': expected},
+        )
     return 0 if within else 1
 
 

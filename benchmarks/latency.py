@@ -14,35 +14,26 @@ latency_parts/compare.py explains what --compare calls slower.
 import argparse
 import concurrent.futures
 import contextlib
-import datetime
 import functools
-import importlib.metadata
 import json
 import multiprocessing
 import os
 import pathlib
-import shlex
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import machine
+import results_file
 from latency_parts import android, artefacts, compare, report, turns
 from latency_parts.artefacts import BACKENDS, PRECISIONS
 from latency_parts.worker import MATMUL_CALLS, MATMUL_SIDE
 
-HERE = pathlib.Path(__file__).parent
-RUNTIMES = ('ai-edge-litert', 'onnxruntime', 'openvino', 'tensorflow', 'tensorflow-cpu')
-"""Distributions whose versions belong to the results."""
-
 
 def read_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; ValueError where flags do not go together."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results_file.parser(__doc__)
     add = parser.add_argument
     add('--backend', nargs='+', choices=('all', *BACKENDS, 'android'), help='default: tflite')
     add('--model', action='append', default=[], type=pathlib.Path, metavar='FILE',
@@ -102,7 +93,8 @@ def _default_output(flags: argparse.Namespace) -> pathlib.Path:
         parts = ['latency']
     else:
         parts = ['latency', *(flags.backend or [path.stem for path in flags.model])]
-    return HERE / 'results' / ('_'.join([*parts, *(['gpu'] * (flags.device == 'gpu'))]) + '.json')
+    name = '_'.join([*parts, *(['gpu'] * (flags.device == 'gpu'))])
+    return results_file.RESULTS / f'{name}.json'
 
 
 def choose(flags: argparse.Namespace) -> tuple[list[tuple[str, str]], list[str]]:
@@ -278,35 +270,6 @@ def measure(flags: argparse.Namespace, contenders: list[dict[str, Any]]) -> list
     return groups
 
 
-def fingerprint() -> dict[str, Any]:
-    """machine.describe, and what else latency depends on."""
-    found = machine.describe()
-    for name in RUNTIMES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found['packages'][name] = importlib.metadata.version(name)
-    governor = pathlib.Path('/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor')
-    info = pathlib.Path('/proc/cpuinfo')
-    flags = set(info.read_text().split()) if info.exists() else set()
-    return {
-        **found,
-        'governor': governor.read_text().strip() if governor.exists() else None,
-        'instructions': sorted(
-            flags & {'avx2', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_tile', 'asimddp'}
-        ),
-    }
-
-
-def command_of(arguments: Sequence[str]) -> str:
-    """The command as others can give it: without the folders of this machine."""
-    words = [
-        str(pathlib.PurePath('DIR') / pathlib.PurePath(word).name)
-        if pathlib.PurePath(word).is_absolute()
-        else word
-        for word in arguments
-    ]
-    return shlex.join(['python', 'benchmarks/latency.py', *words])
-
-
 def run(arguments: Sequence[str]) -> int:
     """Measures, writes and prints; the exit code."""
     flags = read_flags(arguments)
@@ -320,9 +283,6 @@ def run(arguments: Sequence[str]) -> int:
     if flags.device == 'cpu':
         os.environ['JAX_PLATFORMS'] = 'cpu'
     results: dict[str, Any] = {
-        'benchmark': 'latency',
-        'command': command_of(arguments),
-        'date': datetime.date.today().isoformat(),
         'rounds': flags.rounds,
         'calls_per_round': flags.calls,
         'pinned': flags.pin,
@@ -343,8 +303,9 @@ def run(arguments: Sequence[str]) -> int:
             )
     results['skipped'] = skipped
     results['targets'] = report.targets(results)
-    results['machine'] = in_fresh_process(fingerprint)
-    write(results, flags.output)
+    first = in_fresh_process(results_file.head, 'latency', list(arguments))
+    results = results_file.write(flags.output, first, results)
+    show(results, flags.output)
     if old is None:
         return 0
     compared = compare.compare(old, results)
@@ -363,10 +324,8 @@ def _read_old(path: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def write(results: dict[str, Any], path: pathlib.Path) -> None:
-    """Writes the JSON, the table and the plot beside it, and prints the table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + '\n')
+def show(results: dict[str, Any], path: pathlib.Path) -> None:
+    """Writes the table and the plot beside the results file, and prints the table."""
     table = report.markdown(results)
     path.with_suffix('.md').write_text(table)
     if results['groups']:

@@ -6,20 +6,13 @@ python benchmarks/latency_table.py --check    fails if it is not what the files 
 Reads latency.json, and latency_jax_gpu.json and latency_android.json where they exist.
 """
 
-import json
-import pathlib
 from typing import Any
 
 import readme_table
+import results_file
 from latency_parts import report
 
-HERE = pathlib.Path(__file__).parent
 BEGIN = '<!-- latency: made by benchmarks/latency_table.py -->\n'
-
-
-def _read(name: str) -> dict[str, Any] | None:
-    path = HERE / 'results' / f'{name}.json'
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -54,12 +47,11 @@ def _cpu_table(results: dict[str, Any]) -> str:
     rates = ', '.join(
         f'{group["matmul_gflops"]:.0f} GFLOP/s ({report.heading(group)})' for group in groups
     )
-    machine = results['machine']
     lines += [
         '',
         f'Decoding included; weights {results["weights"]}; load, with the first call, and '
         'memory in the last column of milliseconds. '
-        f'{machine["cores"]} cores of {machine["processor"]}; a large float32 matrix product in '
+        f'{results_file.machine_of(results)}; a large float32 matrix product in '
         f'the same rounds: {rates}.',
     ]
     return '\n'.join(lines)
@@ -85,9 +77,10 @@ def table() -> str:
     Raises:
         ValueError: if nothing was measured.
     """
-    cpu, gpu, phone = (_read(name) for name in ('latency', 'latency_jax_gpu', 'latency_android'))
-    if cpu is None:
-        raise ValueError('benchmarks/results/latency.json: no such file; docs/latency.md')
+    cpu = results_file.read('latency')
+    gpu, phone = (
+        results_file.read(f'latency_{of}', optional=True) for of in ('jax_gpu', 'android')
+    )
     parts = [_cpu_table(cpu)]
     missing = []
     if gpu:
@@ -104,10 +97,5 @@ def table() -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def replaced(readme: str) -> str:
-    """README's text with the fresh tables; see readme_table.replaced."""
-    return readme_table.replaced(readme, BEGIN, table())
-
-
 if __name__ == '__main__':
-    readme_table.run(__doc__, replaced)
+    readme_table.run(__doc__, BEGIN, table)

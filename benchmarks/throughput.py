@@ -7,9 +7,7 @@ Writes benchmarks/results/throughput.json. Rounds of the measurements alternate,
 machine does not favour one of them; the median round counts and the spread is kept beside it.
 """
 
-import argparse
 import concurrent.futures
-import datetime
 import functools
 import importlib.util
 import itertools
@@ -24,8 +22,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import machine
 import preparation
+import results_file
 import torch_peer
 from ml_collections import ConfigDict
 
@@ -171,10 +169,9 @@ def _worker_round(function: Callable[..., float], *arguments: Any) -> Callable[[
 
 def main() -> None:
     """Runs all measurements and writes the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = results_file.parser(__doc__, 'throughput')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--only', default='', help='measure only names that contain this')
-    parser.add_argument('--output', type=pathlib.Path, default=HERE / 'results' / 'throughput.json')
     flags = parser.parse_args()
     allocator.keep_freed_memory()
     photometric = Augmentation(**config().augmentation.to_dict())
@@ -233,19 +230,15 @@ def main() -> None:
             ratios = [ours / theirs for ours, theirs in zip(values, peers, strict=True)]
             figures[name]['ratio_to_torch'] = round(statistics.median(ratios), 3)
     # A part that is measured again leaves the others as they were.
-    kept = json.loads(flags.output.read_text()) if flags.only and flags.output.exists() else {}
-    today = datetime.date.today().isoformat()
-    results = {
-        **kept,
-        'benchmark': 'throughput',
-        'command': 'HANDPOSE_ASSETS=DIR python benchmarks/throughput.py',
-        'date': today,
-        'rounds': flags.rounds,
-        'batch_size': 32,
-        **{name: {**row, 'date': today} for name, row in figures.items()},
-        'machine': machine.describe(),
+    old = json.loads(flags.output.read_text()) if flags.only and flags.output.exists() else {}
+    kept = {
+        name: row for name, row in old.items() if isinstance(row, dict) and 'images_per_s' in row
     }
-    flags.output.write_text(json.dumps(results, indent=2) + '\n')
+    results_file.write(
+        flags.output,
+        results_file.head('throughput', assets=True),
+        {'rounds': flags.rounds, 'batch_size': 32, **results_file.kept(old, kept), **figures},
+    )
     for pool in _pools:
         pool.shutdown()
     scratch.cleanup()

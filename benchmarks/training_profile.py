@@ -8,21 +8,18 @@ two threads overlap, and wait for one another's memory. Writes
 benchmarks/results/training_profile.json.
 """
 
-import argparse
 import collections
-import datetime
 import glob
 import gzip
 import itertools
 import json
-import pathlib
 import re
 import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
-import machine
+import results_file
 import throughput
 
 from handpose_jax import models, train
@@ -31,8 +28,6 @@ from handpose_jax.models import complexity
 from handpose_jax.process import allocator, compiler_options, distributed
 from handpose_jax.training import optimizers
 from handpose_jax.training.state import init_state
-
-HERE = pathlib.Path(__file__).parent
 
 _INSTRUCTION = re.compile(r'\s*(?:ROOT )?%?([\w.\-]+) = \S+ ([\w\-]+)\(')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -109,14 +104,9 @@ def matmul_gflops(side: int = 2048, rounds: int = 7) -> float:
 
 def main() -> None:
     """Profiles and writes the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results_file.parser(__doc__, 'training_profile')
     parser.add_argument('--size', type=int, default=112)
     parser.add_argument('--steps', type=int, default=3)
-    parser.add_argument(
-        '--output', type=pathlib.Path, default=HERE / 'results' / 'training_profile.json'
-    )
     flags = parser.parse_args()
     allocator.keep_freed_memory()
     settings = throughput.config()
@@ -177,10 +167,7 @@ def main() -> None:
         }
         for name, milliseconds in sorted(totals.items(), key=lambda item: -item[1])
     }
-    results = {
-        'benchmark': 'training_profile',
-        'command': 'python benchmarks/training_profile.py',
-        'date': datetime.date.today().isoformat(),
+    figures = {
         'size': flags.size,
         'batch_size': batch_size,
         'wall_ms_per_step': round(1e3 * wall, 1),
@@ -189,9 +176,8 @@ def main() -> None:
         'matmul_peak_gflop_per_s': round(peak, 1),
         'share_of_peak': round(gflop / wall / peak, 3),
         'kinds': kinds,
-        'machine': machine.describe(),
     }
-    flags.output.write_text(json.dumps(results, indent=2) + '\n')
+    results_file.write(flags.output, results_file.head('training_profile'), figures)
     print(f'{1e3 * wall:.0f} ms a step, {gflop / wall:.0f} of {peak:.0f} GFLOP/s')
     for name, row in kinds.items():
         print(f'{row["thread_ms_per_step"]:9.1f} ms {100 * row["share"]:5.1f}%  {name}')

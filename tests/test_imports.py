@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = 'handpose_jax'
 
 TIERS = (
-    {'config', 'process', 'hand', 'types'},
+    {'config', 'process', 'hand', 'types', 'sessions'},
     {'geometry'},
     {'heatmaps', 'models', 'evaluation', 'synthetic', 'visualize'},
     {'data'},
@@ -40,7 +40,7 @@ FENCES = {
     'flax.linen': ('models/',),
     'orbax': ('training/checkpoints.py', 'training/workdirs.py'),
     'tensorflow_datasets': ('data/prepared.py',),
-    'tensorflow': ('export/', 'runtimes.py', 'models/pretrained.py'),
+    'tensorflow': ('export/', 'runtimes.py', 'sessions.py', 'models/pretrained.py'),
     # It imports TensorFlow itself.
     'jax.experimental.jax2tf': ('export/', 'runtimes.py', 'models/pretrained.py'),
     # Loading a pickle runs what it says. There it is written; data/conversion/safe_pickle.py
@@ -382,6 +382,12 @@ def test_training_and_prediction_import_no_tensorflow(module):
 
 def test_writing_metrics_imports_no_tensorflow():
     assert 'tensorflow' not in loaded_by(f'import {PACKAGE}.training.writers')
+
+
+def test_opening_an_exported_file_needs_its_runtime_alone():
+    loaded = loaded_by(f'from {PACKAGE} import sessions')
+    assert PACKAGE in loaded
+    assert not loaded & {'numpy', 'jaxtyping', 'jax', 'tensorflow'}
 
 
 def test_predicting_with_an_exported_file_needs_no_jax():

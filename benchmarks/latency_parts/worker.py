@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from handpose_jax import sessions
+
 Call = Callable[[], Any]
 Variants = dict[str, Call]
 """'whole', with the decoding; 'network', without, where it can be had apart; 'resident', on a GPU:
@@ -56,11 +58,8 @@ def _fixed(shape: Any, case: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _open_tflite(case: dict[str, Any]) -> Variants:
-    from ai_edge_litert.interpreter import Interpreter
-
     def call_of(path: str) -> Call:
-        interpreter = Interpreter(model_path=path, num_threads=case['threads'])
-        interpreter.allocate_tensors()
+        interpreter = sessions.tflite(path, case['threads'])
         given = [
             (row['index'], _make_images(tuple(map(int, row['shape'])), row['dtype']))
             for row in interpreter.get_input_details()
@@ -79,12 +78,8 @@ def _open_tflite(case: dict[str, Any]) -> Variants:
 
 
 def _open_onnx(case: dict[str, Any]) -> Variants:
-    import onnxruntime
-
     def call_of(path: str) -> Call:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = case['threads']
-        session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+        session = sessions.onnx(path, case['threads'])
         types = {'tensor(float)': np.float32, 'tensor(uint8)': np.uint8}
         given = {
             row.name: _make_images(_fixed(row.shape, case), types.get(row.type, np.float32))
@@ -96,13 +91,8 @@ def _open_onnx(case: dict[str, Any]) -> Variants:
 
 
 def _open_openvino(case: dict[str, Any]) -> Variants:
-    import openvino
-
-    # Its own choice would be bfloat16 where the CPU has it.
-    options = {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': case['threads']}
-
     def call_of(path: str) -> Call:
-        compiled = openvino.Core().compile_model(path, 'CPU', options)
+        compiled = sessions.openvino(path, case['threads'])
         given = [
             _make_images(
                 _fixed(
@@ -140,15 +130,10 @@ def _later(make: Callable[[], Call]) -> Call:
 def _open_saved_model(case: dict[str, Any]) -> Variants:
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(case['threads'])
-    tf.config.threading.set_inter_op_parallelism_threads(case['threads'])
-    loaded = tf.saved_model.load(case['path'])
-    infer = loaded.signatures['serving_default']
-    (given,) = infer.structured_input_signature[1].values()
+    loaded, given = sessions.saved_model(case['path'], case['threads'])
     images = _make_images(_fixed(given.shape.as_list(), case), np.float32)
 
     def call() -> list[np.ndarray]:
-        # `loaded` is named so that it lives: a signature does not keep alive what it belongs to.
         found = loaded.signatures['serving_default'](**{given.name: tf.constant(images)})
         return [array.numpy() for array in found.values()]
 
@@ -157,11 +142,10 @@ def _open_saved_model(case: dict[str, Any]) -> Variants:
 
 def _open_stablehlo(case: dict[str, Any]) -> Variants:
     import jax
-    from jax import export
 
     from handpose_jax.process import compiler_options
 
-    program = export.deserialize(bytearray(pathlib.Path(case['path']).read_bytes()))
+    program = sessions.stablehlo(case['path'])
     images = _make_images((case['batch'], case['size'], case['size'], 3), np.float32)
     # XLA leaves out what does not lead to a result.
     calls = {'whole': program.call, 'network': lambda x: program.call(x)[0]}

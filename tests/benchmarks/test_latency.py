@@ -12,28 +12,24 @@ import sys
 from pathlib import Path
 
 import jax.numpy as jnp
+import latency
+import latency_table
 import numpy as np
 import pytest
+import random_weights
+import readme_table
+import results_file
+from latency_parts import android, artefacts, compare, model_files, report
+from latency_parts import turns as latency_turns
+from latency_parts import worker as latency_worker
 
 from handpose_jax import models
 from handpose_jax.config import load
 from handpose_jax.export import graph, onnx, tflite
 from handpose_jax.models import complexity
 
-FOLDER = Path(__file__).parents[2] / 'benchmarks'
-ROOT = FOLDER.parent
+ROOT = Path(__file__).parents[2]
 SIZE = 32
-
-
-with pytest.MonkeyPatch.context() as context:
-    context.syspath_prepend(str(FOLDER))
-    import latency
-    import latency_table
-    import random_weights
-    import readme_table
-    from latency_parts import android, artefacts, compare, model_files, report
-    from latency_parts import turns as latency_turns
-    from latency_parts import worker as latency_worker
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -255,10 +251,7 @@ def test_what_a_workdir_lacks_is_an_error_by_name_and_a_line_among_all(monkeypat
     assert latency.choose(latency.read_flags([*words, *phone])) == ([('tflite', 'int8')], [])
 
 
-def test_results_hold_no_path_of_this_machine_and_do_not_overwrite_each_other():
-    assert latency.command_of(['--model', '/home/me/hand.tflite', '--size', '112']) == (
-        'python benchmarks/latency.py --model DIR/hand.tflite --size 112'
-    )
+def test_results_do_not_overwrite_each_other():
     names = [
         latency.read_flags(words.split()).output.name
         for words in (
@@ -278,40 +271,48 @@ def test_results_hold_no_path_of_this_machine_and_do_not_overwrite_each_other():
     ]
 
 
+def needs(*modules):
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f'not installed: {", ".join(missing)}')
+
+
+needs_onnx = needs('onnx', 'onnxruntime')
+needs_tflite = needs('tensorflow', 'ai_edge_litert')
+
+
 @pytest.mark.slow
-def test_the_whole_way_with_random_weights(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(latency, 'in_fresh_process', lambda f, *a, **k: f(*a, **k))
+@pytest.mark.parametrize('backend', ['jax', pytest.param('tflite', marks=needs_tflite)])
+def test_the_command_measures_random_weights(backend, tmp_path):
     output = tmp_path / 'latency.json'
-    config = f'{ROOT}/configs/quickstart.py:smoke'
-    words = f'--backend jax --config {config} --size {SIZE} --rounds 2 --calls 2'
-    assert latency.main([*words.split(), '--output', str(output)]) == 0
+    words = f'--backend {backend} --config configs/quickstart.py:smoke --size 64'
+    words += ' --rounds 2 --calls 2 --output'
+    done = subprocess.run(
+        [sys.executable, 'benchmarks/latency.py', *words.split(), str(output)],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
     assert found['weights'] == 'random'
+    assert found['command'] == f'python benchmarks/latency.py {words} DIR/latency.json'
     assert str(ROOT) not in output.read_text()
+    assert str(tmp_path) not in output.read_text()
     (group,) = found['groups']
     (row,) = group['rows']
     model = models.build(**{**found['model'], 'implementation': 'lax'})
-    assert row['macs'] == complexity.count_macs(model, SIZE)
+    assert row['macs'] == complexity.count_macs(model, 64)
     assert (row['calls'], len(row['round_ms']), len(group['round_gflops'])) == (4, 2, 2)
     assert 0 < row['p50_ms'] <= row['p99_ms']
     assert row['network']['p50_ms'] > 0
-    # A process with JAX in it, and one without anything.
-    assert row['peak_memory_mb'] > 2 * row['memory_before_mb'] > 0
-    assert 'Weights: random.' in capsys.readouterr().out
+    # A process with a runtime in it, and one without anything.
+    assert row['peak_memory_mb'] > row['memory_before_mb'] * (2 if backend == 'jax' else 1) > 0
+    assert 'Weights: random.' in done.stdout
     assert '<svg' in output.with_suffix('.svg').read_text()
 
 
 # --- files ----------------------------------------------------------------------------------------
-
-installed = importlib.util.find_spec
-needs_onnx = pytest.mark.skipif(
-    not (installed('onnx') and installed('onnxruntime')),
-    reason='onnx and onnxruntime are not installed',
-)
-needs_tensorflow = pytest.mark.skipif(
-    not (installed('tensorflow') and installed('ai_edge_litert')),
-    reason='tensorflow and ai-edge-litert are not installed',
-)
 
 
 @pytest.fixture(scope='module')
@@ -355,7 +356,7 @@ def test_an_onnx_file_says_how_much_it_computes_and_gives_its_network(small, tmp
     check_file(path, run, small, tmp_path)
 
 
-@needs_tensorflow
+@needs_tflite
 def test_a_tflite_file_says_how_much_it_computes_and_gives_its_network(small, tmp_path):
     from ai_edge_litert.interpreter import Interpreter
 
@@ -614,16 +615,19 @@ def test_the_report_says_what_was_measured_and_what_was_not(tmp_path):
 
 def test_the_table_stands_between_its_marks_and_follows_the_results(monkeypatch):
     files = {'latency': make_results()}
-    monkeypatch.setattr(latency_table, '_read', files.get)
-    text = f'before\n{latency_table.BEGIN}old\n{readme_table.END}after\n'
-    new = latency_table.replaced(text)
-    assert latency_table.replaced(new) == new
+    monkeypatch.setattr(results_file, 'read', lambda name, optional=False: files.get(name, {}))
+
+    def replaced(text):
+        return readme_table.replaced(text, latency_table.BEGIN, latency_table.table())
+
+    new = replaced(f'before\n{latency_table.BEGIN}old\n{readme_table.END}after\n')
+    assert replaced(new) == new
     assert new.startswith(f'before\n{latency_table.BEGIN}| median ms')
     assert new.endswith(f'{readme_table.END}after\n')
     assert '| hand_landmark_full (peer) | 30.0 | 30.0 |' in new
     assert 'No GPU and no phone measured yet' in new
     files['latency']['groups'][1]['rows'][1]['p50_ms'] = 31.0
-    assert latency_table.replaced(new) != new
+    assert replaced(new) != new
     resident = {**files['latency']['groups'][0]['rows'][0], 'resident': {'frames_per_s': 9000.0}}
     files['latency_jax_gpu'] = {
         'groups': [{'batch': 256, 'size': 224, 'rows': [resident]}],
@@ -632,11 +636,4 @@ def test_the_table_stands_between_its_marks_and_follows_the_results(monkeypatch)
     assert '| 256 | 50.0 | 20 | 9,000 |' in latency_table.table()
     assert 'No phone measured yet' in latency_table.table()
     with pytest.raises(ValueError, match='latency'):
-        latency_table.replaced('# handpose_jax\n')
-
-
-def test_readme_is_up_to_date():
-    done = subprocess.run(
-        [sys.executable, FOLDER / 'latency_table.py', '--check'], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+        replaced('# handpose_jax\n')
