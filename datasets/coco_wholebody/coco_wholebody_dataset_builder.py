@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
+import ijson
 import numpy as np
 from jaxtyping import Float
 
 from handpose_jax import hand
 from handpose_jax.data import prepared
-from handpose_jax.data.conversion import json_stream, records
+from handpose_jax.data.conversion import records
 from handpose_jax.data.quarantine import BadRecord
 
 NAME = 'coco_wholebody'
@@ -56,6 +57,12 @@ _SPLIT_NAME = re.compile('[a-z][a-z0-9_]*')
 
 _SIDES = ('right', 'left')
 _UNKNOWN_SIDE = -1
+
+_NEEDED = ('images', 'annotations')
+_LISTS = (*_NEEDED, 'categories')
+_STARTS = ('start_map', 'start_array')
+# An element that is larger or deeper is no annotation, or the file is broken and never ends.
+_MAX_EVENTS, _MAX_DEPTH = 2**20, 64
 
 
 class Part(NamedTuple):
@@ -498,13 +505,55 @@ def _make_table(annotations: Path, path: Path) -> _Table:
     return _table(str(path))
 
 
+def _elements(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """Yields the elements of a file's lists, in its order: key, position in the list, element.
+
+    The files reach gigabytes, several times that as Python values; one element is small.
+    """
+    expected = f'expected a JSON object in UTF-8 with the lists {" and ".join(_NEEDED)}'
+    counts: dict[str, int] = {}
+    key, depth, events, builder = '', 0, 0, ijson.ObjectBuilder()
+    try:
+        with path.open('rb') as file:
+            for event, value in ijson.basic_parse(file, use_float=True):
+                depth -= event in ('end_map', 'end_array')
+                if depth == 0 and event not in ('start_map', 'end_map'):
+                    raise ValueError('it is no object')
+                if depth == 1 and event == 'map_key':
+                    key = value
+                    if key in counts:
+                        raise ValueError(f'{key!r} stands in it twice')
+                elif depth == 1 and key in _LISTS:
+                    if event not in ('start_array', 'end_array'):
+                        raise ValueError(f'{key!r} is no list')
+                    counts.setdefault(key, 0)
+                elif depth > 1 and key in _LISTS:
+                    builder.event(event, value)
+                    events += 1
+                    if depth == 2 and event not in _STARTS:
+                        yield key, counts[key], builder.value
+                        counts[key] += 1
+                        events, builder = 0, ijson.ObjectBuilder()
+                depth += event in _STARTS
+                if depth > _MAX_DEPTH or events > _MAX_EVENTS:
+                    raise ValueError('one of its values is nested too deeply or never ends')
+    except (ValueError, ijson.JSONError) as error:
+        # The parser shows the place in lines of its own.
+        reason = ' '.join(str(error).split())
+        raise ValueError(
+            f'{path}: {expected}, got something else, or numbers like NaN and Infinity, which JSON '
+            f'does not have: {reason}'
+        ) from error
+    missing = [name for name in _NEEDED if name not in counts]
+    if missing:
+        raise ValueError(f'{path}: {expected}, but {" and ".join(missing)} are missing')
+
+
 def _tabulate(annotations: Path) -> dict[str, np.ndarray]:
     images: dict[Any, tuple[int, str, int, int]] = {}
     side_of_category: dict[Any, int] = {}
     found: list[_Hand] = []
-    for name, position, value in json_stream.elements(
-        annotations, ('images', 'annotations'), ('categories',)
-    ):
+    for name, position, value in _elements(annotations):
         if name == 'images':
             number, image = _image(annotations, position, value)
             images[number] = (len(images), *image)
