@@ -9,8 +9,10 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
+import rhd_layout
+
 from handpose_jax import geometry
-from handpose_jax.data import prepared, rhd
+from handpose_jax.data import prepared
 from handpose_jax.data.conversion import records
 
 NAME = 'rhd'
@@ -67,8 +69,8 @@ class MakeExample(NamedTuple):
 
 
 @functools.cache
-def _annotations(folder: str, split: str, cache: str) -> rhd.RhdAnnotations:
-    return rhd.RhdAnnotations(folder, split, cache=cache)
+def _annotations(folder: str, split: str, cache: str) -> rhd_layout.RhdAnnotations:
+    return rhd_layout.RhdAnnotations(folder, split, cache=cache)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import rhd_layout
 
 from handpose_jax import hand
-from handpose_jax.data import rhd
 from handpose_jax.synthetic.drawing import posed
 
 FOLDER = 'RHD_published_v2'
@@ -70,13 +70,13 @@ def write(
     for stream, (split, count) in enumerate(counts.items()):
         rng = np.random.default_rng([seed, stream])
         made = _records(rng, count, size, split, truth[split])
-        rhd.write_records(folder / FOLDER, split, made)
+        rhd_layout.write_records(folder / FOLDER, split, made)
     return truth
 
 
 def _records(
     rng: np.random.Generator, count: int, size: int, split: str, truth: list[Truth]
-) -> Iterator[rhd.WrittenRecord]:
+) -> Iterator[rhd_layout.WrittenRecord]:
     for number in range(count):
         dominant, other = ('left', 'right') if number % 2 == 0 else ('right', 'left')
         both = number % 3 != 2
@@ -86,7 +86,7 @@ def _records(
         mask = np.zeros((size, size), np.uint8)
         mask[: size // 20] = _PERSON
         image = None
-        hands: dict[str, rhd.WrittenHand] = {}
+        hands: dict[str, rhd_layout.WrittenHand] = {}
         # The dominant hand is the nearer one, drawn last: it covers the other.
         for side, distance in ((other, (1.2, 1.4)), (dominant, (0.4, 0.6))):
             if side == other and not both:
@@ -106,13 +106,13 @@ def _records(
                 image = np.where(covered[:, :, None], sample.image, image)
             visible = rng.random(hand.NUM_KEYPOINTS) < 0.8
             visible[[hand.WRIST, *hand.FINGERTIPS]] = True
-            hands[side] = rhd.WrittenHand(sample.keypoints, visible, sample.keypoints_3d)
+            hands[side] = rhd_layout.WrittenHand(sample.keypoints, visible, sample.keypoints_3d)
         truth.append(
             Truth(
                 f'{split}/{number:05d}', image, *hands[dominant], camera, dominant == 'left', both
             )
         )
-        yield rhd.WrittenRecord(image, mask, camera, hands.get('left'), hands.get('right'))
+        yield rhd_layout.WrittenRecord(image, mask, camera, hands.get('left'), hands.get('right'))
 
 
 def _mark(mask: np.ndarray, keypoints: np.ndarray, first: int) -> np.ndarray:

@@ -13,7 +13,6 @@ from PIL import Image
 from prepare import load_builder
 
 from handpose_jax import hand
-from handpose_jax.data import rhd
 from handpose_jax.data.conversion import safe_pickle
 from handpose_jax.data.prepared import PreparedSource
 
@@ -32,6 +31,7 @@ RHD_ROWS = (
 
 builder = load_builder(DATASETS / 'rhd/rhd_dataset_builder.py')
 dummy = load_builder(DATASETS / 'rhd/rhd_dummy_data.py')
+rhd_layout = load_builder(DATASETS / 'rhd/rhd_layout.py')
 
 
 @pytest.fixture(scope='module')
@@ -123,14 +123,14 @@ def test_the_splits_are_named_and_counted_as_published(splits):
 def test_annotations_are_parsed_once_and_then_read_from_the_copy(made, tmp_path, monkeypatch):
     folder = made[0]
     cache = tmp_path / 'c' / 'training.npz'
-    direct = rhd.RhdAnnotations(folder, 'training')
-    first = rhd.RhdAnnotations(folder, 'training', cache=cache)
+    direct = rhd_layout.RhdAnnotations(folder, 'training')
+    first = rhd_layout.RhdAnnotations(folder, 'training', cache=cache)
 
     def refuse(data):
         raise AssertionError('parsed again')
 
     monkeypatch.setattr(safe_pickle, 'load', refuse)
-    second = rhd.RhdAnnotations(folder, 'training', cache=cache)
+    second = rhd_layout.RhdAnnotations(folder, 'training', cache=cache)
     for wanted, *others in zip(direct, first, second, strict=True):
         for other in others:
             assert other.image_id == wanted.image_id
@@ -147,11 +147,11 @@ def test_annotations_are_parsed_once_and_then_read_from_the_copy(made, tmp_path,
 
 def test_a_copy_of_other_annotations_or_a_broken_one_is_made_again(copy, tmp_path):
     cache = tmp_path / 'training.npz'
-    rhd.RhdAnnotations(copy, 'training', cache=cache)
+    rhd_layout.RhdAnnotations(copy, 'training', cache=cache)
     change(copy, 'training', lambda records: records.pop(0))
-    assert len(rhd.RhdAnnotations(copy, 'training', cache=cache)) == 5
+    assert len(rhd_layout.RhdAnnotations(copy, 'training', cache=cache)) == 5
     cache.write_bytes(cache.read_bytes()[:1000])
-    assert len(rhd.RhdAnnotations(copy, 'training', cache=cache)) == 5
+    assert len(rhd_layout.RhdAnnotations(copy, 'training', cache=cache)) == 5
     with np.load(cache) as stored:
         assert stored['uv_vis'].shape == (5, 42, 3)
 
@@ -206,7 +206,7 @@ def test_damaged_pictures_are_named(copy, tmp_path):
 
 
 def test_keypoints_behind_the_camera_are_not_annotated(copy, tmp_path):
-    truth_left = rhd.RhdAnnotations(copy, 'training')[0].is_left
+    truth_left = rhd_layout.RhdAnnotations(copy, 'training')[0].is_left
 
     def edit(records):
         row = 21 * (not truth_left) + RHD_ROWS.index('ring_pip')

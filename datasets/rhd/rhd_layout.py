@@ -18,7 +18,7 @@ uv = K xyz / z without any offset, up to their rounding to four significant digi
 The archive's depth images are neither read nor written.
 
 Annotations are a pickle, a format that can run any program when it is loaded by `pickle`: they are
-read by safe_pickle.py instead.
+read by handpose_jax/data/conversion/safe_pickle.py instead.
 
 Source: Zimmermann and Brox 2017, and the description that comes with the data set.
 """
