@@ -22,6 +22,7 @@ from handpose_jax.evaluation.metrics import (
 )
 from handpose_jax.evaluation.protocols import Protocol
 from handpose_jax.process import distributed, storage
+from handpose_jax.types import Source
 
 METRICS_FILE = 'metrics.json'
 PREDICTIONS_FILE = 'predictions.json'
@@ -188,9 +189,7 @@ class Evaluation:
         )
 
 
-def _check_normaliser(
-    protocol: Protocol, source: sources.Source, data: dict[str, Any]
-) -> list[str]:
+def _check_normaliser(protocol: Protocol, source: Source, data: dict[str, Any]) -> list[str]:
     """Finds out from the first record what the data's norm_size is.
 
     Returns:

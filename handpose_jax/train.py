@@ -18,6 +18,7 @@ from handpose_jax.process import compiler_options, distributed, interruption
 from handpose_jax.training import checkpoints, health, losses, optimizers, provenance, writers
 from handpose_jax.training.early_stopping import EarlyStopping
 from handpose_jax.training.state import TrainState, init_state
+from handpose_jax.types import Source
 
 Loss = Callable[[Any, Any, Any], jax.Array]
 
@@ -221,9 +222,7 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
     return state
 
 
-def _train_dataset(
-    config: ConfigDict, source: sources.Source, batch_size: int
-) -> grain.IterDataset:
+def _train_dataset(config: ConfigDict, source: Source, batch_size: int) -> grain.IterDataset:
     return pipeline.train_dataset(
         source,
         size=config.size,

@@ -14,8 +14,8 @@ import jax
 from ml_collections import ConfigDict
 
 import handpose_jax
-from handpose_jax.data.sources import Source
 from handpose_jax.process import storage
+from handpose_jax.types import Source
 
 RUN_FILE = 'run.json'
 
