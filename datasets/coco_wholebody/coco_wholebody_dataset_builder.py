@@ -8,8 +8,6 @@ each. README.md beside this file has the options for each.
 import argparse
 import functools
 import hashlib
-import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -52,8 +50,6 @@ _PUBLISHED = (
     ('train', 'annotations/coco_wholebody_train_v1.0.json', 'train2017'),
     ('val', 'annotations/coco_wholebody_val_v1.0.json', 'val2017'),
 )
-
-_SPLIT_NAME = re.compile('[a-z][a-z0-9_]*')
 
 _SIDES = ('right', 'left')
 _UNKNOWN_SIDE = -1
@@ -155,12 +151,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Converts the files."""
-    _check_name('--name', arguments.name)
+    records.check_name('--name', arguments.name)
     folder = Path(arguments.manual_dir)
     options = Options(arguments.order, arguments.handedness, arguments.boxes)
     name = arguments.name
-    target = Path(arguments.data_dir) if arguments.data_dir else prepared.default_folder(name)
-    cache = target.with_name(f'{target.name}.annotations')
+    cache = records.cache_folder(name, arguments)
     named = parts(folder, arguments.annotations, arguments.images, arguments.split)
     found = splits(named, options=options, cache=cache)
     records.prepare(
@@ -207,7 +202,7 @@ def parts(
             f'{len(annotations)} annotations, {len(images)} images and {len(names)} splits'
         )
     for split in names:
-        _check_name('--split', split)
+        records.check_name('--split', split)
     if len(set(names)) != len(names):
         raise ValueError(f'--split: expected different names, got {list(names)}')
     return [
@@ -247,14 +242,6 @@ def splits(parts: Sequence[Part], *, options: Options, cache: Path) -> dict[str,
             evaluation=part.split in EVALUATION,
         )
     return found
-
-
-def _check_name(what: str, name: str) -> None:
-    if not _SPLIT_NAME.fullmatch(name):
-        raise ValueError(
-            f'{what}: expected a name of small letters, digits and underscores that starts with a '
-            f'letter, got {name!r}'
-        )
 
 
 # --- one hand -------------------------------------------------------------------------------------
@@ -483,24 +470,13 @@ def _table(path: str) -> _Table:
 
 
 def _make_table(annotations: Path, path: Path) -> _Table:
-    """Reads the table, or makes it, if it is not of these annotations."""
+    """The hands of a file, kept in another one for every process."""
     try:
         with annotations.open('rb') as file:
             digest = hashlib.file_digest(file, 'sha256').hexdigest()
     except OSError as error:
         raise ValueError(f'{annotations}: cannot be read ({error.strerror})') from error
-    try:
-        if _table(str(path)).digest == digest:
-            return _table(str(path))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        # Absent, or left unfinished by something else: it is made again.
-        pass
-    arrays = _tabulate(annotations)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix('.partial')
-    with temporary.open('wb') as out:
-        np.savez(out, allow_pickle=False, sha256=np.array(digest), **arrays)
-    temporary.replace(path)
+    records.keep(path, digest, lambda: _tabulate(annotations))
     _table.cache_clear()
     return _table(str(path))
 

@@ -105,8 +105,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     folder = records.find(
         arguments.manual_dir, 'RHD_published_v2', ('RHD_v1-1.zip',), advice=ADVICE
     )
-    target = Path(arguments.data_dir) if arguments.data_dir else prepared.default_folder(NAME)
-    cache = target.with_name(f'{target.name}.annotations')
+    cache = records.cache_folder(NAME, arguments)
     if not cache.exists():
         print(
             f'reading the annotations takes up to a minute or two; a copy is kept in {cache}',
