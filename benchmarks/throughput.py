@@ -37,6 +37,7 @@ from handpose_jax.synthetic import generate
 from handpose_jax.synthetic.render import mitsuba_renderer
 from handpose_jax.training import optimizers
 from handpose_jax.training.state import init_state
+from handpose_jax.types import Source
 
 HERE = pathlib.Path(__file__).parent
 GEOMETRY = Augmentation()
@@ -48,7 +49,7 @@ def config() -> ConfigDict:
 
 
 def _input_round(
-    source: sources.Source, size: int, augmentation: Augmentation, batches: int
+    source: Source, size: int, augmentation: Augmentation, batches: int
 ) -> Callable[[], float]:
     """A function that reads some batches and returns images per second."""
     dataset = pipeline.train_dataset(

@@ -23,9 +23,10 @@ from handpose_jax.config import load
 from handpose_jax.data import prepared
 from handpose_jax.data.doctor import examine, findings, survey
 from handpose_jax.data.previews import preview
-from handpose_jax.data.sources import FolderSource, Source
+from handpose_jax.data.sources import FolderSource
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.process import outputs
+from handpose_jax.types import Source
 
 _PER_CHECK = 3
 _NAME_LENGTH = 22

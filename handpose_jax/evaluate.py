@@ -29,6 +29,7 @@ from handpose_jax.evaluation.protocols import Protocol
 from handpose_jax.process import distributed, storage
 from handpose_jax.training import checkpoints
 from handpose_jax.training.workdirs import config_differences
+from handpose_jax.types import Source
 
 METRICS_FILE = 'metrics.json'
 PREDICTIONS_FILE = 'predictions.json'
@@ -196,9 +197,7 @@ class Evaluation:
         )
 
 
-def _check_normaliser(
-    protocol: Protocol, source: sources.Source, data: dict[str, Any]
-) -> list[str]:
+def _check_normaliser(protocol: Protocol, source: Source, data: dict[str, Any]) -> list[str]:
     """Finds out from the first record what the data's norm_size is.
 
     Returns:

@@ -20,6 +20,7 @@ from handpose_jax.process import compiler_options, distributed, interruption, lo
 from handpose_jax.training import checkpoints, health, losses, optimizers, provenance, writers
 from handpose_jax.training.early_stopping import EarlyStopping
 from handpose_jax.training.state import TrainState, init_state
+from handpose_jax.types import Source
 
 Loss = Callable[[Any, Any, Any], jax.Array]
 
@@ -250,9 +251,7 @@ def train(
     return state
 
 
-def _train_dataset(
-    config: ConfigDict, source: sources.Source, batch_size: int
-) -> grain.IterDataset:
+def _train_dataset(config: ConfigDict, source: Source, batch_size: int) -> grain.IterDataset:
     return pipeline.train_dataset(
         source,
         size=config.size,

@@ -32,6 +32,7 @@ _FAST = (
     *('data/conversion/', 'data/test_images', 'data/test_sources', 'data/test_transforms'),
     *('evaluation/test_metrics', 'evaluation/test_protocols', 'training/test_early_stopping'),
     *('training/test_provenance', 'training/test_writers', 'datasets/test_dataset_rhd'),
+    'datasets/test_rhd_layout',
 )
 
 

@@ -5,7 +5,6 @@ gives an example.
 """
 
 import argparse
-import re
 from pathlib import Path
 
 from handpose_jax.data import prepared
@@ -18,9 +17,6 @@ DEFAULT_SPLIT = 'train'
 
 EVALUATION = ('val', 'test')
 """Splits in which no record may be bad."""
-
-# They become part of file names.
-_NAME = re.compile('[a-z][a-z0-9_]*')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +46,7 @@ def splits(folder: Path, *, annotations: str = 'annotations.json') -> dict[str, 
     found = {}
     for split, make in named.items():
         if split:
-            _check_name(f"{folder / annotations}: field 'split'", split)
+            records.check_name(f"{folder / annotations}: field 'split'", split)
         found[split or DEFAULT_SPLIT] = prepared.Split(
             folder_records.count(make), make, evaluation=split in EVALUATION
         )
@@ -59,7 +55,7 @@ def splits(folder: Path, *, annotations: str = 'annotations.json') -> dict[str, 
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Converts the folder."""
-    _check_name('--name', arguments.name)
+    records.check_name('--name', arguments.name)
     folder = Path(arguments.manual_dir)
     records.prepare(
         arguments.name,
@@ -69,11 +65,3 @@ def prepare(arguments: argparse.Namespace) -> None:
         description=f'Hands of the folder {folder.name}.',
         settings={'source': folder_records.fingerprint(folder, arguments.annotations)},
     )
-
-
-def _check_name(what: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f'{what}: expected a name of small letters, digits and underscores that starts with a '
-            f'letter, got {name!r}'
-        )

@@ -1,8 +1,8 @@
-"""Where samples come from: the Source protocol and the folder source.
+"""Where samples come from: the folder source, drawn hands, and every source by its name.
 
 To train on your own hands, make a folder of images and one `annotations.json` as FolderSource
-describes; to read another format, write a class with the five members of Source and add it to
-SOURCES.
+describes; to read another format, write a class with the five members of types.Source and add it
+to SOURCES.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -25,31 +25,12 @@ from handpose_jax.data.mixture import MixtureSource
 from handpose_jax.data.prepared import PreparedSource
 from handpose_jax.data.synthetic_hands import SyntheticSource
 from handpose_jax.synthetic.drawing import flat
-from handpose_jax.types import Sample
+from handpose_jax.types import Sample, Source
 
 _MAX_LISTED_PROBLEMS = 20
 
 # Beyond any photograph; keeps float32 arithmetic on coordinates far from overflow.
 _MAX_COORDINATE = 1e6
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A finite, random-access collection of samples; read from several threads at once."""
-
-    @property
-    def groups(self) -> Sequence[str]:
-        """For each record, the group it is balanced by."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
-
-    def image_id(self, index: int, /) -> str:
-        """The name of a record in messages and reports, known without reading its image."""
-
-    def fingerprint(self) -> str:
-        """A digest that changes when the records do; a run that goes on compares it."""
 
 
 class FolderSource:

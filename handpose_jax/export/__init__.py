@@ -28,6 +28,7 @@ from handpose_jax.config import crop_scale, evaluation_data
 from handpose_jax.data import pipeline, sources, transforms
 from handpose_jax.export import fresh_run, gate, golden, graph, onnx, stablehlo, tflite
 from handpose_jax.process import storage
+from handpose_jax.types import Source
 
 FOLDER = 'export'
 """In the workdir."""
@@ -259,7 +260,7 @@ def crops(config: ConfigDict, split: str, number: int) -> dict[str, Any]:
 class _Some:
     """Some of a source's records."""
 
-    def __init__(self, source: sources.Source, chosen: np.ndarray) -> None:
+    def __init__(self, source: Source, chosen: np.ndarray) -> None:
         self._source = source
         self._chosen = [int(index) for index in chosen]
 

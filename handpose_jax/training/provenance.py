@@ -14,9 +14,9 @@ import jax
 from ml_collections import ConfigDict
 
 import handpose_jax
-from handpose_jax.data.sources import Source
 from handpose_jax.process import storage
 from handpose_jax.training.workdirs import RUN_FILE
+from handpose_jax.types import Source
 
 PACKAGES = (
     'jax',

@@ -14,7 +14,7 @@ from handpose_jax import hand
 from handpose_jax.data import images
 from handpose_jax.data.doctor import duplicates
 from handpose_jax.data.prepared import PreparedSource
-from handpose_jax.data.sources import Source
+from handpose_jax.types import Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
