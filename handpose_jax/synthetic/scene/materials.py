@@ -95,11 +95,8 @@ def read_textures(folder: str) -> TextureSet:
     bumps = glove_bumps = roughness = None
     for path in backgrounds.photographs(folder):
         name = Path(path).stem.lower()
-        image = cv2.imread(path, cv2.IMREAD_COLOR)
-        if image is None:
-            raise ValueError(f'{path}: not a picture that can be read')
-        image = cv2.resize(image, (TEXTURE_SIZE, TEXTURE_SIZE), interpolation=cv2.INTER_AREA)
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        size = (TEXTURE_SIZE, TEXTURE_SIZE)
+        image = cv2.resize(backgrounds.read(path), size, interpolation=cv2.INTER_AREA)
         if 'normal' in name:
             vectors = image.astype(np.float32) / 255
             if 'glove' in name:
@@ -180,15 +177,18 @@ def painted(variant: int, tone: SkinTone) -> tuple[np.ndarray, np.ndarray]:
         f32[t t 3] linear RGB in exactly that tone's shade, and a normal map as in TextureSet, whose
         relief differs from skin to skin.
     """
-    darkness = tone.melanin / _MELANIN_RANGE[1]
-    step = round(darkness * (_PAINTED_TONES - 1))
-    logs, bumps, usual = _painted(variant, step)
+    logs, bumps, usual = _painted(variant, _step(tone))
     # What is left between the painted tone and the wanted one.
     return np.minimum(cv2.exp(logs + (np.log(skin_colour(tone)) - usual)), 0.9), bumps
 
 
 VARIANTS = 4
 _PAINTED_TONES = 5
+
+
+def _step(tone: SkinTone) -> int:
+    """Which of the painted tones is nearest."""
+    return round(tone.melanin / _MELANIN_RANGE[1] * (_PAINTED_TONES - 1))
 
 
 @functools.lru_cache(maxsize=VARIANTS * _PAINTED_TONES)
@@ -238,5 +238,4 @@ def _painted_nail(variant: int, step: int) -> np.ndarray:
 
 def nail(rng: np.random.Generator, tone: SkinTone) -> np.ndarray:
     """A nail texture for a tone."""
-    step = round(tone.melanin / _MELANIN_RANGE[1] * (_PAINTED_TONES - 1))
-    return _painted_nail(int(rng.integers(8)), step)
+    return _painted_nail(int(rng.integers(8)), _step(tone))
