@@ -176,6 +176,7 @@ def pattern(rng: np.random.Generator, size: int) -> Picture:
     u = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
     v = y * np.float32(np.cos(angle)) - x * np.float32(np.sin(angle))
     cloud = _noise(rng, size)
+    mix: np.ndarray
     if kind == 0:
         # Wood: rings, drawn out along the grain, cut into boards.
         boards = rng.uniform(1.5, 6)
@@ -197,8 +198,8 @@ def pattern(rng: np.random.Generator, size: int) -> Picture:
         mix = 0.5 + 0.3 * weave + 0.4 * (cloud - 0.5)
     elif kind == 4:
         fine = rng.random((size, size), dtype=np.float32)
-        fine = cv2.GaussianBlur(fine, (0, 0), float(rng.uniform(0.5, 2.5)))
-        mix = (fine > 0.53) * 0.6 + 0.3 * cloud
+        speckle = cv2.GaussianBlur(fine, (0, 0), float(rng.uniform(0.5, 2.5))) > 0.53
+        mix = speckle * 0.6 + 0.3 * cloud
     else:
         mix = 0.35 * cloud
     mix = mix[..., None].astype(np.float32)
