@@ -159,16 +159,14 @@ def test_a_thing_before_the_hand_hides_it_and_only_where_it_is(options, monkeypa
 
 
 def test_the_mask_is_the_silhouette_of_the_projected_mesh(options):
-    bare = replace(options, occlusion=False, skin_variety=False)
+    bare, fine = replace(options, occlusion=False, skin_variety=False), 8
     for index in range(4):
         picture, about = stage(bare, 3, index)
-        staged = picture.scene
         rendered = generate(bare, 3, index)
-        fine = 8
         canvas = np.zeros((SIZE * fine, SIZE * fine), np.uint8)
-        for surface, value in zip(staged.surfaces, about.mask_values, strict=True):
+        for surface, value in zip(picture.scene.surfaces, about.mask_values, strict=True):
             if value:
-                seen = surface.vertices @ staged.camera.T
+                seen = surface.vertices @ picture.scene.camera.T
                 points = (seen[:, :2] / seen[:, 2:] + 0.5) * fine - 0.5
                 for face in points[surface.faces]:
                     cv2.fillConvexPoly(canvas, np.round(face).astype(np.int32), 1)
@@ -183,53 +181,35 @@ def test_the_mask_is_the_silhouette_of_the_projected_mesh(options):
 
 
 def test_resolution_changes_the_sharpness_and_no_label(options):
-    coarse = replace(options, size=128, resolution=(0.4, 0.4))
     sharp = replace(options, size=128)
+    coarse = replace(sharp, resolution=(0.4, 0.4))
     for index in range(3):
         one, other = generate(sharp, 3, index), generate(coarse, 3, index)
-        np.testing.assert_array_equal(one.keypoints, other.keypoints)
-        np.testing.assert_array_equal(one.visible, other.visible)
-        np.testing.assert_array_equal(one.camera, other.camera)
+        for field in ('keypoints', 'visible', 'camera'):
+            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
         assert one.image.shape == other.image.shape
         # The masks cover the same place, to within the coarser picture's pixels.
-        grown = cv2.dilate((one.mask > 0).astype(np.uint8), np.ones((7, 7), np.uint8))
-        shrunk = cv2.erode((one.mask > 0).astype(np.uint8), np.ones((7, 7), np.uint8))
-        assert ((other.mask > 0) <= grown).all()
-        assert ((other.mask > 0) >= shrunk).all()
-
-
-def chirality(points):
-    """Sign of the palm's winding: thumb side, fingers, back of the hand."""
-    across, ahead = points[17] - points[5], points[9] - points[0]
-    bend = (points[[8, 12, 16, 20]] - points[[5, 9, 13, 17]]).mean(axis=0)
-    return np.sign(np.cross(across, ahead) @ bend)
+        covered, near = (one.mask > 0).astype(np.uint8), np.ones((7, 7), np.uint8)
+        assert ((other.mask > 0) <= cv2.dilate(covered, near)).all()
+        assert ((other.mask > 0) >= cv2.erode(covered, near)).all()
 
 
 def test_left_is_right_mirrored(options):
-    # The curl of the fingers tells the palm; stretched hands do not show it.
-    counted = 0
     for index in range(6):
         sides = [stage(replace(options, left_share=share), 3, index) for share in (0.0, 1.0)]
         right, left = (about for _, about in sides)
         assert (left.is_left, right.is_left) == (True, False)
-        distances = [
-            np.linalg.norm(s.keypoints_3d[:, None] - s.keypoints_3d[None], axis=2)
-            for s in (right, left)
-        ]
-        np.testing.assert_allclose(distances[0], distances[1], atol=1e-9)
         # The best proper motion does not bring one onto the other, a mirrored one does.
         a, b = (s.keypoints_3d - s.keypoints_3d.mean(axis=0) for s in (right, left))
         u, _, vt = np.linalg.svd(a.T @ b)
         motion = u @ vt
         assert np.linalg.det(motion) < 0
         np.testing.assert_allclose(a @ motion, b, atol=1e-9)
-        counted += chirality(right.keypoints_3d) == -chirality(left.keypoints_3d)
         # The meshes still look outwards.
         for picture, _ in sides:
             surface = picture.scene.surfaces[0]
             normals = surface.normals[surface.faces].mean(axis=1)
             assert (looks_along(surface.vertices, surface.faces, normals) > 0).mean() > 0.98
-    assert counted == 6
 
 
 def test_a_hand_that_is_all_hidden_is_uncovered(options, monkeypatch):
@@ -269,7 +249,7 @@ def test_switches_do_what_they_say(options):
     for index in range(12):
         flat = stage(replace(options, lighting='flat'), 3, index)[0].scene
         assert len(flat.lights) == 0
-        assert flat.environment.shape == (3,)
+        assert np.ptp(flat.environment) == 0
         _, free = stage(replace(options, occlusion=False, backgrounds='plain'), 3, index)
         assert 'thing' not in free.parts
         plain = stage(replace(options, skin_variety=False), 3, index)[0].scene
@@ -292,9 +272,8 @@ def test_photographs_and_textures_are_used(options, photos, textures):
 def test_gloves_rings_sleeves_things_and_tables_all_render(options, monkeypatch):
     monkeypatch.setattr(dressing, '_GLOVE_SHARE', 0.5)
     monkeypatch.setattr(staging, '_TABLE_SHARE', 0.5)
-    monkeypatch.setattr(ingredients, '_OTHER_HAND_SHARE', 0.7)
-    monkeypatch.setattr(ingredients, '_IN_FRONT_SHARE', 0.7)
-    monkeypatch.setattr(ingredients, '_RING_SHARE', 0.7)
+    for name in ('_OTHER_HAND_SHARE', '_IN_FRONT_SHARE', '_RING_SHARE'):
+        monkeypatch.setattr(ingredients, name, 0.7)
     for index in range(8):
         rendered = generate(options, 6, index)
         assert np.isfinite(rendered.keypoints_3d).all()
@@ -321,10 +300,9 @@ def test_a_sleeve_changes_neither_view_nor_pose(monkeypatch):
     for share in (0.0, 1.0):
         monkeypatch.setattr(staging, '_SLEEVE_SHARE', share)
         sides.append([stage(plain, 3, index) for index in range(4)])
-    for (bare, about), (clothed, other) in zip(*sides, strict=True):
-        np.testing.assert_array_equal(about.keypoints_3d, other.keypoints_3d)
-        np.testing.assert_array_equal(about.camera, other.camera)
-        assert len(clothed.scene.surfaces) >= len(bare.scene.surfaces) - 1
+    for (_, bare), (_, clothed) in zip(*sides, strict=True):
+        np.testing.assert_array_equal(bare.keypoints_3d, clothed.keypoints_3d)
+        np.testing.assert_array_equal(bare.camera, clothed.camera)
     materials_of = [
         {id(surface.material) for picture, _ in side for surface in picture.scene.surfaces}
         for side in sides

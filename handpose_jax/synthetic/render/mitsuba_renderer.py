@@ -37,7 +37,7 @@ class Material:
     Attributes:
         colour: f32[h w 3] texture (first row at the top, v = 1), or one f32[3]. A texture that
             never changes should be a read-only array: it is then converted only once.
-        roughness: 0 (mirror) to 1 (chalk), or a texture f32[h w].
+        roughness: 0 (mirror) to 1 (chalk).
         specular: strength of the reflection of a non-metal, 0..1.
         metallic: 0 or 1.
         sheen: soft edge reflection of cloth, 0..1.
@@ -45,7 +45,7 @@ class Material:
     """
 
     colour: np.ndarray
-    roughness: float | np.ndarray = 0.5
+    roughness: float = 0.5
     specular: float = 0.5
     metallic: float = 0.0
     sheen: float = 0.0
@@ -463,19 +463,16 @@ def _texture(mi: Any, values: np.ndarray) -> Any:
 
 
 def _new_texture(mi: Any, values: np.ndarray) -> dict[str, Any]:
-    values = np.ascontiguousarray(values, np.float32)
-    if values.ndim == 2:
-        values = values[..., None]
-    return {'type': 'bitmap', 'bitmap': mi.Bitmap(values), 'raw': True}
+    bitmap = mi.Bitmap(np.ascontiguousarray(values, np.float32))
+    return {'type': 'bitmap', 'bitmap': bitmap, 'raw': True}
 
 
 def _bsdf(mi: Any, material: Material) -> dict[str, Any]:
     flat = np.ndim(material.colour) == 1
-    roughness = material.roughness
     bsdf: dict[str, Any] = {
         'type': 'principled',
         'base_color': _rgb(material.colour) if flat else _texture(mi, material.colour),
-        'roughness': roughness if isinstance(roughness, float) else _texture(mi, roughness),
+        'roughness': float(material.roughness),
         'specular': float(material.specular),
         'metallic': float(material.metallic),
     }

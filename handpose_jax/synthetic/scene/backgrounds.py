@@ -51,13 +51,7 @@ def read(path: str) -> UInt8[np.ndarray, 'h w 3']:
 
 
 def photograph(rng: np.random.Generator, folder: str, size: int) -> Picture:
-    """A random square part of a random photograph.
-
-    Args:
-        rng: decides.
-        folder: with photographs, also in folders below it.
-        size: side of the result, pixels.
-    """
+    """A random square part of a random photograph (see photographs), `size` pixels a side."""
     paths = photographs(folder)
     image = linear(read(paths[rng.integers(len(paths))]))
     side = round(min(image.shape[:2]) * rng.uniform(0.45, 1.0))
@@ -73,12 +67,7 @@ def photograph(rng: np.random.Generator, folder: str, size: int) -> Picture:
 
 
 def drawn(rng: np.random.Generator, size: int) -> Picture:
-    """A random drawn backdrop: a wall, a gradient, clutter out of focus, or a pattern.
-
-    Args:
-        rng: decides.
-        size: side of the result, pixels.
-    """
+    """A wall, a gradient, clutter out of focus, or a pattern, `size` pixels a side."""
     kinds = (_gradient, _clutter, _clutter, pattern, _room)
     picture = kinds[rng.integers(len(kinds))](rng, size)
     if rng.random() < 0.6:
@@ -163,12 +152,7 @@ def _room(rng: np.random.Generator, size: int) -> Picture:
 
 
 def pattern(rng: np.random.Generator, size: int) -> Picture:
-    """A surface seen from above: wood, stripes, checks, weave, speckle or plain paint.
-
-    Args:
-        rng: decides.
-        size: side of the result, pixels.
-    """
+    """Wood, stripes, checks, weave, speckle or plain paint from above, `size` pixels a side."""
     kind = rng.integers(6)
     light, dark = colour(rng), colour(rng)
     y, x = np.mgrid[:size, :size].astype(np.float32) / size

@@ -60,9 +60,7 @@ def _gloves(folder: str, source: Source) -> tuple[np.ndarray, ...]:
 
 def sample(options: SceneOptions, rng: np.random.Generator, source: Source) -> Dress:
     """Draws what one person wears, and their skin."""
-    textures = (
-        materials.read_textures(options.textures) if options.textures else materials.NO_TEXTURES
-    )
+    skins = materials.read_textures(options.textures).skins if options.textures else ()
     tone = materials.sample_tone(rng)
     gloved = bool(rng.random() < _GLOVE_SHARE)
     which, roughness, contrast = rng.random(), float(rng.uniform(0.35, 0.62)), rng.uniform(0.5, 1.1)
@@ -86,9 +84,9 @@ def sample(options: SceneOptions, rng: np.random.Generator, source: Source) -> D
         long = rng.random() < 0.3 and np.ndim(colour) == 1
         arm = material if long else bare
         return Dress(material, arm, material, cloth, float(np.mean(colour)), True)
-    if textures.skins:
+    if skins:
         back, palm, _ = _sides(source)
-        logs = textures.skins[int(which * len(textures.skins))]
+        logs = skins[int(which * len(skins))]
         colour = materials.tinted(logs, tone, float(contrast), back=back, palm=palm)
         bumps = materials.relief(str(options.textures), bump)
     elif options.rigs:

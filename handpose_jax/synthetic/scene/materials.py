@@ -64,26 +64,20 @@ class TextureSet(NamedTuple):
         skins: log reflectance, f32[h w 3] each.
         gloves: linear RGB, f32[h w 3] each.
         bumps: normal map of the skin, components coded as 0.5 + 0.5 x, or None.
-        glove_bumps: of the gloves, or None.
-        roughness: f32[h w], or None.
     """
 
     skins: tuple[np.ndarray, ...]
     gloves: tuple[np.ndarray, ...]
     bumps: np.ndarray | None
-    glove_bumps: np.ndarray | None
-    roughness: np.ndarray | None
-
-
-NO_TEXTURES = TextureSet((), (), None, None, None)
 
 
 @functools.lru_cache(maxsize=4)
 def read_textures(folder: str) -> TextureSet:
     """Reads a folder of textures; what each is follows from its name.
 
-    `*glove*` are gloves, `*normal*` normal maps (glTF's convention: green is up),
-    `*roughness*` or `*orm*` maps with roughness in green; every other picture is skin.
+    `*glove*` are gloves, `*normal*` is the skin's normal map (glTF's convention: green is up);
+    normal maps of gloves and maps of roughness (`*roughness*`, `*orm*`) are not used. Every other
+    picture is skin.
 
     Args:
         folder: with PNG or JPEG files.
@@ -92,26 +86,23 @@ def read_textures(folder: str) -> TextureSet:
         ValueError: if there is no skin texture.
     """
     skins, gloves = [], []
-    bumps = glove_bumps = roughness = None
+    bumps = None
     for path in backgrounds.photographs(folder):
         name = Path(path).stem.lower()
+        is_glove, is_normal = 'glove' in name, 'normal' in name
+        if (is_glove and is_normal) or 'roughness' in name or 'orm' in name.split('_'):
+            continue
         size = (TEXTURE_SIZE, TEXTURE_SIZE)
         image = cv2.resize(backgrounds.read(path), size, interpolation=cv2.INTER_AREA)
-        if 'normal' in name:
-            vectors = image.astype(np.float32) / 255
-            if 'glove' in name:
-                glove_bumps = _constant(vectors)
-            else:
-                bumps = _constant(vectors)
-        elif 'roughness' in name or 'orm' in name.split('_'):
-            roughness = _constant(image[..., 1].astype(np.float32) / 255)
-        elif 'glove' in name:
+        if is_normal:
+            bumps = _constant(image.astype(np.float32) / 255)
+        elif is_glove:
             gloves.append(_constant(backgrounds.linear(image)))
         else:
             skins.append(_constant(np.log(np.maximum(backgrounds.linear(image), 0.003))))
     if not skins:
         raise ValueError(f'{folder}: no skin texture among {len(gloves)} gloves and maps')
-    return TextureSet(tuple(skins), tuple(gloves), bumps, glove_bumps, roughness)
+    return TextureSet(tuple(skins), tuple(gloves), bumps)
 
 
 def _constant(values: np.ndarray) -> np.ndarray:
