@@ -1,6 +1,6 @@
 """The bones of a hand: their lengths, the axes they turn about, how far, and what drags what.
 
-Everything is in the hand frame of bodies.py: metres, a right hand, origin at the wrist, +y to the
+Everything is in the hand frame of types.py: metres, a right hand, origin at the wrist, +y to the
 base of the middle finger, +z out of the back, +x to the little finger's side.
 
 Lengths of the bones are averages of adults. Directions and ranges of the joints are textbook
@@ -222,11 +222,6 @@ def finger_frames(
     return palm, np.stack([near, middle, far], axis=-3)
 
 
-def _finger_bases(shape: HandShape) -> Float[np.ndarray, '5 3']:
-    """Returns the first keypoint of each finger of a flat hand, metres."""
-    return FINGER_BASES * (shape.size * np.array([shape.palm_width, 1.0, 1.0]))
-
-
 def forward_kinematics(shape: HandShape, pose: HandPose) -> Skeleton:
     """Poses the skeleton.
 
@@ -239,7 +234,7 @@ def forward_kinematics(shape: HandShape, pose: HandPose) -> Skeleton:
     """
     keypoints = np.zeros((hand.NUM_KEYPOINTS, 3))
     frames = np.empty((hand.NUM_KEYPOINTS, 3, 3))
-    bases = _finger_bases(shape)
+    bases = FINGER_BASES * (shape.size * np.array([shape.palm_width, 1.0, 1.0]))
     lengths = BONE_LENGTHS * (shape.size * np.asarray(shape.lengths)[:, None])
     flexion, deviation = float(pose.wrist[0]), float(pose.wrist[1])
     frames[WRIST_BONE] = (rotation(-_Z, deviation) @ rotation(-_X, flexion)).T

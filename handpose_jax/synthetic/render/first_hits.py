@@ -1,6 +1,6 @@
 """What lies under the centre of every pixel: exact rays through triangle meshes (NumPy).
 
-Pixels follow the rule of geometry.py; the world is the camera, as in render.py.
+Pixels follow the rule of geometry.py; the world is the camera, as in mitsuba_renderer.py.
 """
 
 from collections.abc import Sequence
