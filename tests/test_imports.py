@@ -50,7 +50,7 @@ ONLY_IN_FUNCTIONS = ('tensorflow', 'jax.experimental.jax2tf')
 NEVER_IN_THE_PACKAGE = ('datasets', 'configs', 'benchmarks', 'pickle')
 ALLOWED_IN_DATASETS = tuple(
     f'{PACKAGE}.{name}'
-    for name in ('config', 'hand', 'types', 'geometry', 'synthetic', 'data', 'visualize')
+    for name in ('config', 'hand', 'types', 'geometry', 'synthetic', 'data', 'visualize', 'process')
 )
 
 
