@@ -10,6 +10,7 @@ labels of the data sets' authors), and adds the rows to benchmarks/results/real_
 import json
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 from typing import Any
@@ -82,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         samples = pathlib.Path(temporary)
         for name in ('freihand', 'panoptic'):
-            (samples / name).symlink_to(assets.resolve() / 'hands' / 'samples' / name)
+            shutil.copytree(assets / 'hands' / 'samples' / name, samples / name)
         records = sample_records(assets / 'hands' / 'samples')
         (samples / 'annotations.json').write_text(json.dumps(records))
         folders = {'real_hands_val': (assets / 'real_hands', 'val'), 'samples': (samples, '')}
