@@ -216,20 +216,15 @@ def _measure_group(
             worker.close()
     side = MATMUL_SIDE[flags.device]
     gflops = [turns.matmul_gflops(turn, side) for turn in taken['matmul']]
+    named = {str(number): contender for number, contender in enumerate(contenders)}
     reference = None
-    for number, contender in enumerate(contenders):
-        if contender['own'] and (contender['backend'], contender['precision']) == (turns.REFERENCE):
-            reference = taken[str(number)]
+    for name, contender in named.items():
+        if contender['own'] and (contender['backend'], contender['precision']) == turns.REFERENCE:
+            reference = taken[name]
+    others: dict[str, Any] = {'batch': batch, 'gflops': gflops, 'reference': reference}
     rows = [
-        turns.summarise(
-            contender,
-            workers[str(number)].facts,
-            taken[str(number)],
-            batch=batch,
-            gflops=gflops,
-            reference=reference,
-        )
-        for number, contender in enumerate(contenders)
+        turns.summarise(contender, workers[name].facts, taken[name], **others)
+        for name, contender in named.items()
     ]
     return {
         'size': contenders[0]['size'],
