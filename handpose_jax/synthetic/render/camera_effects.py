@@ -75,11 +75,7 @@ def sample(rng: np.random.Generator, size: int) -> CameraEffects:
 
 
 def develop(
-    picture: Linear,
-    effects: CameraEffects,
-    rng: np.random.Generator,
-    *,
-    size: int | None = None,
+    picture: Linear, effects: CameraEffects, rng: np.random.Generator, *, size: int | None = None
 ) -> UInt8[np.ndarray, 'H W 3']:
     """Takes the photograph.
 
