@@ -355,6 +355,11 @@ _PNG_START = 8
 _PICTURE_CHUNKS = {b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND'}
 # Samples of a pixel by colour type.
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# What an interlaced picture is written in: (first column, first row, step across, step down).
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)),
+    (0, 1, 1, 2),
+)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -383,12 +388,8 @@ def _png_header(data: bytes) -> Header:
     return Header('PNG', width, height, read_orientation(next(exif, b'')))
 
 
-def png_picture(data: bytes, *, thorough: bool) -> bytes:
+def png_picture(data: bytes) -> bytes:
     """A PNG of only the chunks that make the picture.
-
-    Args:
-        data: the file.
-        thorough: also unpack the picture, to check its own checksum.
 
     Raises:
         Damage: for a checksum that is wrong, a chunk that is missing or unknown.
@@ -407,31 +408,49 @@ def png_picture(data: bytes, *, thorough: bool) -> bytes:
             kept.append(data[start:end])
     if name != b'IEND':
         raise Damage('it ends before its end chunk')
-    if thorough:
-        _check_deflated(data, [chunk[8:-4] for chunk in kept if chunk[4:8] == b'IDAT'])
     return b''.join(kept)
 
 
-def _check_deflated(data: bytes, pieces: list[bytes]) -> None:
-    """Unpacks a picture, keeping nothing, for the checksum that stands at its end."""
+def png_interlaced(data: bytes) -> bool:
+    """Whether rows of a PNG stand in another order than they are seen."""
+    return data[_PNG_START + 20] != 0
+
+
+def check_png_rows(data: bytes) -> None:
+    """Unpacks the rows of a PNG, keeping nothing, for their number and their own checksum.
+
+    Raises:
+        Damage: for rows that are missing, or more of them; for damage.
+    """
     width, height, bits, colour = struct.unpack_from('>IIBB', data, _PNG_START + 8)
     if colour not in _SAMPLES or bits > 16:
         raise Damage('its header is damaged')
-    # Rows with the byte that names their filter; interlaced pictures have up to twice as many.
-    most = 2 * height * (1 + -(-width * bits * _SAMPLES[colour] // 8)) + 64
+    passes = _ADAM7 if png_interlaced(data) else ((0, 0, 1, 1),)
+    expected = 0
+    for left, top, across, down in passes:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            # Each row has a byte before it that names its filter.
+            expected += rows * (1 + -(-columns * bits * _SAMPLES[colour] // 8))
     unpacker, total = zlib.decompressobj(), 0
-    for piece in pieces:
-        while piece and not unpacker.eof:
-            total += len(unpacker.decompress(piece, _BLOCK))
-            piece = unpacker.unconsumed_tail
-            if total > most:
-                raise Damage('it holds more than its picture')
-    while not unpacker.eof and (more := unpacker.decompress(b'', _BLOCK)):
-        total += len(more)
-        if total > most:
-            raise Damage('it holds more than its picture')
+    pieces = (data[at + 8 : end - 4] for name, at, end in _png_chunks(data) if name == b'IDAT')
+    try:
+        # Nothing follows; the last rows may wait inside for room.
+        for piece in itertools.chain(pieces, [b'']):
+            while total <= expected and not unpacker.eof:
+                found = len(unpacker.decompress(piece, _BLOCK))
+                total += found
+                piece = unpacker.unconsumed_tail
+                if not piece and found < _BLOCK:
+                    break
+    except zlib.error as error:
+        raise Damage(str(error)) from error
+    if total != expected:
+        raise Damage(
+            f'its rows fill {expected:,} bytes, got {"more" * (total > expected) or total}'
+        )
     if not unpacker.eof:
-        raise Damage('its compressed picture has no end')
+        raise Damage('its compressed rows have no end')
 
 
 # ------------------------------------------------------------------------------------------- TIFF
@@ -447,6 +466,9 @@ _TYPE_SIZES = dict(
 )
 _UNSIGNED = {1: 'B', 3: 'H', 4: 'I', 16: 'Q'}
 _WIDTH, _LENGTH, _ORIENTATION = 256, 257, 274
+# Facsimile and the JPEG of TIFF 6.0 itself.
+_UNCHECKED = {2, 3, 4, 6}
+_JPEG_IN_TIFF = 7
 # The tags of TIFF 6.0 that say how pixels are stored: all that a decoder is to see.
 _PICTURE_TAGS = {
     *(254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 280, 281, 284, 292, 293, 301, 317),
@@ -486,14 +508,46 @@ class _Directory:
         values = struct.unpack_from(self._order + code, self._data, at)
         return values[0] if len(values) == 1 else values
 
-    def number(self, tag: int) -> int:
-        """The value of a tag that holds one whole number."""
+    def numbers(self, tag: int) -> list[int]:
+        """The values of a tag that holds whole numbers; none if it is missing."""
         for found, (code, count, at) in self.entries:
             if found == tag:
-                if code not in _UNSIGNED or count != 1:
-                    break
-                return self.unpack(_UNSIGNED[code], at)
-        raise Damage(f'its tag {tag} is missing or no whole number')
+                if code not in _UNSIGNED or count > _MAX_STRIPS:
+                    raise Damage(f'its tag {tag} holds no whole numbers, or too many')
+                return list(
+                    struct.unpack_from(f'{self._order}{count}{_UNSIGNED[code]}', self._data, at)
+                )
+        return []
+
+    def number(self, tag: int, default: int | None = None) -> int:
+        """The value of a tag that holds one whole number."""
+        values = [default] if default is not None else []
+        found = self.numbers(tag) or values
+        if len(found) != 1:
+            raise Damage(f'its tag {tag} is missing or holds several numbers')
+        return found[0]
+
+    def check_strips(self) -> None:
+        """Checks that all strips or tiles are there: decoders leave the place of others empty."""
+        width, height, samples = self.number(_WIDTH), self.number(_LENGTH), self.number(277, 1)
+        compression = self.number(259, 1)
+        if compression in _UNCHECKED:
+            raise Damage(f'its compression ({compression}) tells nothing about missing data')
+        starts, sizes = self.numbers(324), self.numbers(325)
+        if starts:
+            across, down = self.number(322), self.number(323)
+        else:
+            starts, sizes = self.numbers(273), self.numbers(279)
+            across, down = width, min(self.number(278, height), height)
+        if not (across and down):
+            raise Damage('its strips or tiles are empty')
+        needed = -(-width // across) * -(-height // down)
+        needed *= samples if self.number(284, 1) == 2 else 1
+        if len(starts) < needed or len(sizes) not in (0, len(starts)):
+            raise Damage(f'expected {needed:,} strips or tiles, got {len(starts):,}')
+        if compression == _JPEG_IN_TIFF:
+            for start, size in zip(starts, sizes, strict=True):
+                Jpeg(self._data[start : start + size]).read_scans()
 
     def only_picture(self) -> bytes:
         """The file with a first directory of those tags alone that say how pixels are stored."""
@@ -532,7 +586,10 @@ def tiff_picture(data: bytes) -> bytes:
         Damage: for tags that are damaged or beyond the bounds.
     """
     try:
-        return _Directory(data).only_picture()
+        directory = _Directory(data)
+        picture = directory.only_picture()
+        directory.check_strips()
+        return picture
     except struct.error as error:
         raise Damage('its tags are damaged') from error
 

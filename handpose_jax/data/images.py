@@ -111,7 +111,10 @@ def decode_image(
         if found.jpeg is not None:
             rgb = _decode_jpeg(found.jpeg, name, found, thorough)
         else:
-            rgb = _decode(_picture(data, found.file_format, thorough), name, found)
+            encoded = _PICTURES.get(found.file_format, bytes)(data)
+            rgb = _decode(encoded, name, found)
+            if found.file_format == 'PNG' and (thorough or _may_lack_rows(encoded, rgb)):
+                image_files.check_png_rows(encoded)
     except Exception as error:
         raise _damaged(name, found.file_format, error) from error
     return _turn(rgb, found.orientation)
@@ -219,15 +222,16 @@ def _decode_jpeg(
     return rgb
 
 
-def _picture(data: bytes, file_format: str, thorough: bool) -> bytes:
-    match file_format:
-        case 'PNG':
-            return image_files.png_picture(data, thorough=thorough)
-        case 'TIFF':
-            return image_files.tiff_picture(data)
-        case 'WebP':
-            return image_files.webp_picture(data)
-    return data
+_PICTURES: dict[str, Callable[[bytes], bytes]] = {
+    'PNG': image_files.png_picture,
+    'TIFF': image_files.tiff_picture,
+    'WebP': image_files.webp_picture,
+}
+
+
+def _may_lack_rows(encoded: bytes, rgb: np.ndarray) -> bool:
+    """Whether rows of a PNG may be missing: the decoder leaves them empty without a word."""
+    return image_files.png_interlaced(encoded) or bool((rgb[-1] == rgb[-1, 0]).all())
 
 
 def _decode(data: bytes, name: str, found: image_files.Header) -> UInt8[np.ndarray, 'h w 3']:
