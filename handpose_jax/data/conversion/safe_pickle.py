@@ -162,7 +162,10 @@ class _Unpickler:
         # A strange escape in a name makes pickletools warn; the name is refused here anyway.
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            self._run()
+            try:
+                self._run()
+            except UnicodeError as error:
+                raise ValueError(f'it is damaged: it holds text that is none ({error})') from error
         value = self._pop()
         if self._stack or self._below:
             raise ValueError('it is damaged: values are left over at its end')
