@@ -3,7 +3,6 @@
 import os
 import pickle
 import struct
-import time
 from typing import Any
 
 import numpy as np
