@@ -132,7 +132,9 @@ class FolderSource:
         record = self._records[index]
         try:
             image = images.read_image(
-                os.path.join(self._root, record.file), max_megapixels=self._max_megapixels
+                os.path.join(self._root, record.file),
+                max_megapixels=self._max_megapixels,
+                thorough=False,
             )
         except ValueError as error:
             raise ValueError(f'{self._path}: {record.label}: {error}') from error

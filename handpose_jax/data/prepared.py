@@ -426,7 +426,10 @@ class PreparedSource:
     def __getitem__(self, index: int, /) -> Sample:
         record = self._records[index]
         image = images.decode_image(
-            record['image'], self.image_id(index), max_megapixels=self._max_megapixels
+            record['image'],
+            self.image_id(index),
+            max_megapixels=self._max_megapixels,
+            thorough=False,
         )
         if self._crop == 'image':
             box = geometry.square_box(geometry.whole_image_box(*image.shape[:2]))
