@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import (
@@ -25,6 +24,12 @@ from PIL import (
     TiffImagePlugin,
     WebPImagePlugin,
 )
+
+try:
+    import cv2
+except ModuleNotFoundError:
+    # The core of the package is installed without it; Pillow then decodes everything.
+    cv2 = None  # type: ignore[assignment]
 
 DEFAULT_MAX_MEGAPIXELS = 64.0
 
@@ -168,7 +173,7 @@ _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 
 def _decode_plain_jpeg(data: bytes, max_megapixels: float) -> UInt8[np.ndarray, 'h w 3'] | None:
     """Decodes a whole JPEG of three 8-bit components without EXIF; None for anything else."""
-    if not (data.startswith(_START) and data.endswith(_END)):
+    if cv2 is None or not (data.startswith(_START) and data.endswith(_END)):
         return None
     position = 2
     while position + 10 <= len(data) and data[position] == 0xFF:

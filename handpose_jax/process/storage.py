@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
 
 def is_bucket(path: str | os.PathLike[str]) -> bool:
     """Whether a path names a bucket: it has a scheme."""
@@ -14,7 +12,12 @@ def is_bucket(path: str | os.PathLike[str]) -> bool:
 
 def folder(path: str | os.PathLike[str]) -> Any:
     """The path as pathlib.Path, or as epath.Path in a bucket; both have the same methods."""
-    return epath.Path(path) if is_bucket(path) else Path(path)
+    if not is_bucket(path):
+        return Path(path)
+    # Imported here: whoever predicts with an exported file needs no buckets.
+    from etils import epath
+
+    return epath.Path(path)
 
 
 class BucketText:
