@@ -92,8 +92,9 @@ def _find_config(words: Sequence[str]) -> list[str]:
 
 
 def _run_script(verb: str, rest: list[str]) -> None:
+    script = runpy.run_path(str(shipped.folder('datasets') / f'{verb}.py'))
     sys.argv = [f'handpose {verb}', *rest]
-    runpy.run_path(str(shipped.folder('datasets') / f'{verb}.py'), run_name='__main__')
+    script['main']()
 
 
 if __name__ == '__main__':

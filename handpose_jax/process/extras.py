@@ -3,10 +3,9 @@
 pyproject.toml has the lists. The core of the package finds hands with exported files.
 """
 
+import importlib.metadata
 import shlex
 from pathlib import Path
-
-import handpose_jax
 
 # Each extra with the modules that the package imports from it; '' is the core.
 _MODULES = {
@@ -52,5 +51,5 @@ def how_to_install(*modules: str) -> str:
     if (checkout / 'pyproject.toml').is_file():
         return f'pip install -e ".{wanted}" in {shlex.quote(str(checkout))}'
     # The package is in no index, so the name alone would install somebody else's.
-    wheel = f'handpose_jax-{handpose_jax.__version__}-py3-none-any.whl'
+    wheel = f'handpose_jax-{importlib.metadata.version("handpose_jax")}-py3-none-any.whl'
     return f'pip install "{wheel}{wanted}", with the path of the wheel that was installed'
