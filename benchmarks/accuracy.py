@@ -6,21 +6,15 @@ writes benchmarks/results/real_hands.json and docs/images/real_hands.png from wh
 hold.
 """
 
-import argparse
-import datetime
 import json
 import pathlib
-import sys
 from typing import Any
 
-import machine
+import results_file
 
-from handpose_jax.training import workdirs, writers
+from handpose_jax.training import provenance, workdirs, writers
 
 HERE = pathlib.Path(__file__).parent
-
-# Where the data lay says nothing about the result, and may name a person's folders.
-_PATHS = ('workdir', 'init_from', 'root')
 
 
 def _read_run(workdir: pathlib.Path) -> dict[str, Any]:
@@ -30,25 +24,23 @@ def _read_run(workdir: pathlib.Path) -> dict[str, Any]:
         ValueError: if the run is not finished.
     """
     config = json.loads(workdirs.load_config(str(workdir)).to_json_best_effort())
-    _shorten_paths(config)
-    final = workdir / 'metrics.json'
-    if not final.exists():
-        raise ValueError(f'{workdir}: no metrics.json; let the training finish')
+    final, record = workdir / 'metrics.json', workdir / provenance.RUN_FILE
+    for path in (final, record):
+        if not path.exists():
+            raise ValueError(f'{workdir}: no {path.name}; let the training finish')
     rows = writers.read_metrics(workdir / 'metrics.jsonl')
+    last = json.loads(record.read_text())['starts'][-1]
     return {
-        'config': config,
+        'measured': {
+            'date': last['date'],
+            'commit': last['git'],
+            'machine': {name: last[name] for name in ('device', 'python', 'packages')},
+        },
+        'config': results_file.without_folders(config),
         'final': json.loads(final.read_text()),
         'evaluations': [row for row in rows if row['split'] == 'eval'],
         'training': [row for row in rows if row['split'] == 'train'],
     }
-
-
-def _shorten_paths(values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            _shorten_paths(value)
-        elif name in _PATHS and value:
-            values[name] = pathlib.PurePath(value).name
 
 
 def plot(runs: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
@@ -60,19 +52,12 @@ def plot(runs: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
 
     figure, (loss, epe, pck) = pyplot.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
     for name, run in runs.items():
-        loss.plot(
-            [row['step'] for row in run['training']],
-            [row['loss'] for row in run['training']],
-            label=name,
-            linewidth=1.2,
-        )
-        epe.plot(
-            [row['step'] for row in run['evaluations']],
-            [row['epe_median_224'] for row in run['evaluations']],
-            label=name,
-            marker='o',
-            markersize=3,
-        )
+        for axis, rows, figure_name, style in (
+            (loss, run['training'], 'loss', {'linewidth': 1.2}),
+            (epe, run['evaluations'], 'epe_median_224', {'marker': 'o', 'markersize': 3}),
+        ):
+            steps = [row['step'] for row in rows]
+            axis.plot(steps, [row[figure_name] for row in rows], label=name, **style)
         curve = run['final']['pck']
         pck.plot(curve['thresholds'], curve['values'], label=name)
     loss.set(title='training loss', xlabel='step', yscale='log')
@@ -88,39 +73,26 @@ def plot(runs: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
 
 def main() -> None:
     """Reads the runs, writes the results and the picture, prints a Markdown table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results_file.parser(__doc__)
     parser.add_argument('name', help='of the results file and the picture')
-    parser.add_argument('runs', nargs='+', metavar='LABEL=WORKDIR')
+    results_file.add_runs(parser)
     parser.add_argument('--note', action='append', default=[], help='kept in the results file')
     flags = parser.parse_args()
-    runs = {}
-    for text in flags.runs:
-        label, separator, workdir = text.partition('=')
-        if not separator:
-            sys.exit(f'error: expected LABEL=WORKDIR, got {text!r}')
-        runs[label] = _read_run(pathlib.Path(workdir))
+    runs = {label: _read_run(pathlib.Path(workdir)) for label, workdir in flags.runs}
     plot(runs, HERE.parent / 'docs' / 'images' / f'{flags.name}.png')
-    results = {
-        'benchmark': f'accuracy/{flags.name}',
-        'command': f'python benchmarks/accuracy.py {flags.name} '
-        + ' '.join(f'{label}=W' for label in runs),
-        'date': datetime.date.today().isoformat(),
-        'notes': flags.note,
-        'runs': runs,
-        'machine': machine.describe(),
-    }
-    output = HERE / 'results' / f'{flags.name}.json'
-    output.write_text(json.dumps(results, indent=1) + '\n')
-    print('| run | steps | EPE median | EPE mean | AUC | PCK@0.2 |')
-    print('|---|---|---|---|---|---|')
-    for label, run in runs.items():
+    results_file.write(
+        results_file.RESULTS / f'{flags.name}.json',
+        results_file.head(f'accuracy/{flags.name}'),
+        {'notes': flags.note, 'runs': runs},
+    )
+    rows = []
+    notes = results_file.machine_notes([results_file.machine_of({}, run) for run in runs.values()])
+    for (label, run), note in zip(runs.items(), notes, strict=True):
         final = run['final']
-        print(
-            f'| {label} | {final["step"]} | {final["epe_median_224"]:.2f} | '
-            f'{final["epe_mean_224"]:.2f} | {final["auc"]:.3f} | {final["pck_at_0.2"]:.3f} |'
-        )
+        errors = [f'{final[name]:.2f}' for name in ('epe_median_224', 'epe_mean_224')]
+        shares = [f'{final[name]:.3f}' for name in ('auc', 'pck_at_0.2')]
+        rows.append([f'{label}{note}', str(final['step']), *errors, *shares])
+    print(results_file.table('run | steps | EPE median | EPE mean | AUC | PCK@0.2', rows))
 
 
 if __name__ == '__main__':

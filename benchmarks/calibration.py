@@ -7,46 +7,28 @@ measures it on the rest, and adds the reports to benchmarks/results/calibration.
 stay as they are.
 """
 
-import argparse
-import datetime
-import json
 import pathlib
-import sys
+from typing import Any
 
-import machine
+import results_file
 
 from handpose_jax.evaluation import calibration, metrics
 
-OUTPUT = pathlib.Path(__file__).parent / 'results' / 'calibration.json'
+
+def measure(workdir: str) -> dict[str, Any]:
+    """The report of one workdir."""
+    record = metrics.read_evaluation(pathlib.Path(workdir) / metrics.EVALUATION_FILE)
+    return calibration.fit(record).report
 
 
 def main() -> None:
     """Fits, measures, merges into the results file, prints Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('runs', nargs='+', metavar='LABEL=WORKDIR')
-    parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
+    parser = results_file.parser(__doc__, 'calibration')
+    results_file.add_runs(parser)
     flags = parser.parse_args()
-    results = json.loads(flags.output.read_text()) if flags.output.exists() else {'runs': {}}
-    for text in flags.runs:
-        label, separator, workdir = text.partition('=')
-        if not separator:
-            sys.exit(f'error: expected LABEL=WORKDIR, got {text!r}')
-        try:
-            record = metrics.read_evaluation(pathlib.Path(workdir) / metrics.EVALUATION_FILE)
-            report = calibration.fit(record).report
-        except ValueError as error:
-            sys.exit(f'error: {error}')
-        results['runs'][label] = report
-        print(f'{label}\n\n{calibration.describe(report)}\n')
-    results |= {
-        'benchmark': 'calibration',
-        'command': 'python benchmarks/calibration.py LABEL=W ...',
-        'date': datetime.date.today().isoformat(),
-        'machine': machine.describe(),
-    }
-    flags.output.write_text(json.dumps(results, indent=1) + '\n')
+    results = results_file.measure_runs('calibration', flags, measure)
+    for label, _ in flags.runs:
+        print(f'{label}\n\n{calibration.describe(results["runs"][label])}\n')
 
 
 if __name__ == '__main__':

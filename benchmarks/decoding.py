@@ -16,20 +16,15 @@ without the fallback otherwise. Differences are to the parabola without fallback
 with 95% bootstrap intervals over hands.
 """
 
-import argparse
-import datetime
 import functools
-import json
 import math
-import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import machine
 import numpy as np
+import results_file
 from ml_collections import ConfigDict
 
 from handpose_jax import heatmaps, inference
@@ -41,7 +36,6 @@ from handpose_jax.hand import NUM_KEYPOINTS
 from handpose_jax.process import allocator
 from handpose_jax.training import workdirs
 
-OUTPUT = pathlib.Path(__file__).parent / 'results' / 'decoding.json'
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 FIGURES = ('epe_mean_224', 'epe_median_224', 'pck_at_0.2')
 BASELINE = 'parabola'
@@ -233,76 +227,50 @@ def _with_interval(difference: dict[str, Any], digits: int) -> str:
 def table(label: str, run: dict[str, Any]) -> str:
     """Both Markdown tables of one run."""
     low, middle, high = run['confidence_percentiles_5_50_95']
-    lines = [
+    title = (
         f'{label}: {run["hands"]} hands, {run["keypoints"]} keypoints, {run["model"]} at '
         f'{run["size"]} px, step {run["step"]}; confidence {low:.2f} / {middle:.2f} / {high:.2f} '
-        '(5%, median, 95%)',
-        '',
-        '| decoding | EPE mean | median | PCK@0.2 | mean, difference | median, difference | '
-        'PCK@0.2, difference |',
-        '|---|---|---|---|---|---|---|',
-    ]
-    for name, row in run['decoding'].items():
-        lines.append(_row(name, row))
-    lines += [
-        '',
-        '| fallback below | EPE mean | median | PCK@0.2 | mean, difference | median, difference | '
-        'PCK@0.2, difference | changed | better / worse | their median before -> after | mean |',
-        '|---|---|---|---|---|---|---|---|---|---|---|',
-    ]
+        '(5%, median, 95%)'
+    )
+    figures = 'EPE mean | median | PCK@0.2'
+    figures += ' | mean, difference | median, difference | PCK@0.2, difference'
+    ways = [_cells(name, row) for name, row in run['decoding'].items()]
+    rows = []
     for name in ('off', *map(str, THRESHOLDS)):
         row = run['fallback'][name]
-        text = _row(name, row)
+        changed = ['0', '', '', '']
         if row.get('changed'):
-            text += (
-                f' {row["changed"]} of {row["uncertain"]} | {row["better"]} / {row["worse"]} | '
-                f'{row["median_before"]:.1f} -> {row["median_after"]:.1f} | '
-                f'{row["mean_before"]:.1f} -> {row["mean_after"]:.1f} |'
-            )
-        else:
-            text += ' 0 | | | |'
-        lines.append(text)
-    return '\n'.join(lines)
+            changed = [
+                f'{row["changed"]} of {row["uncertain"]}',
+                f'{row["better"]} / {row["worse"]}',
+                f'{row["median_before"]:.1f} -> {row["median_after"]:.1f}',
+                f'{row["mean_before"]:.1f} -> {row["mean_after"]:.1f}',
+            ]
+        rows.append([*_cells(name, row), *changed])
+    head = f'fallback below | {figures} | changed | better / worse'
+    head += ' | their median before -> after | mean'
+    tables = results_file.table(f'decoding | {figures}', ways), results_file.table(head, rows)
+    return '\n\n'.join([title, *tables])
 
 
-def _row(name: str, row: dict[str, Any]) -> str:
-    digits = (2, 2, 4)
-    figures = ' | '.join(
-        f'{row[figure]:.{digit}f}' for figure, digit in zip(FIGURES, digits, strict=True)
-    )
-    differences = ' | '.join(
-        _with_interval(row[f'{figure}_difference'], digit)
-        for figure, digit in zip(FIGURES, digits, strict=True)
-    )
-    return f'| {name} | {figures} | {differences} |'
+def _cells(name: str, row: dict[str, Any]) -> list[str]:
+    digits = dict(zip(FIGURES, (2, 2, 4), strict=True))
+    values = [f'{row[figure]:.{digit}f}' for figure, digit in digits.items()]
+    changes = [_with_interval(row[f'{figure}_difference'], digits[figure]) for figure in FIGURES]
+    return [name, *values, *changes]
 
 
 def main() -> None:
     """Measures, merges into the results file, prints Markdown tables of the runs named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('runs', nargs='+', metavar='LABEL=WORKDIR')
+    parser = results_file.parser(__doc__, 'decoding')
+    results_file.add_runs(parser)
     parser.add_argument('--limit', type=int, default=0, help='about so many hands; 0: all')
-    parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
     flags = parser.parse_args()
     allocator.keep_freed_memory()
-    results = json.loads(flags.output.read_text()) if flags.output.exists() else {'runs': {}}
-    labels = []
-    for text in flags.runs:
-        label, separator, workdir = text.partition('=')
-        if not separator:
-            sys.exit(f'error: expected LABEL=WORKDIR, got {text!r}')
-        results['runs'][label] = measure(workdir, flags.limit)
-        labels.append(label)
-    results |= {
-        'benchmark': 'decoding',
-        'command': 'python benchmarks/decoding.py LABEL=W ...',
-        'date': datetime.date.today().isoformat(),
-        'machine': machine.describe(),
-    }
-    flags.output.write_text(json.dumps(results, indent=1) + '\n')
-    for label in labels:
+    results = results_file.measure_runs(
+        'decoding', flags, lambda workdir: measure(workdir, flags.limit)
+    )
+    for label, _ in flags.runs:
         print(table(label, results['runs'][label]), end='\n\n')
 
 

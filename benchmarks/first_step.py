@@ -7,9 +7,6 @@ each time in a process of its own: first with an empty compilation cache, then w
 Writes benchmarks/results/first_step.json.
 """
 
-import argparse
-import datetime
-import json
 import os
 import pathlib
 import statistics
@@ -18,7 +15,7 @@ import sys
 import tempfile
 import time
 
-import machine
+import results_file
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE.parent / 'configs' / 'real_hands.py'
@@ -61,25 +58,18 @@ def _seconds_to_first_step(cache: str) -> float:
 
 def main() -> None:
     """Measures and writes the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results_file.parser(__doc__, 'first_step')
     parser.add_argument('--rounds', type=int, default=3, help='with a warm cache')
-    parser.add_argument('--output', type=pathlib.Path, default=HERE / 'results' / 'first_step.json')
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
         cold = _seconds_to_first_step(cache)
         warm = [_seconds_to_first_step(cache) for _ in range(flags.rounds)]
-    results = {
-        'benchmark': 'first_step',
-        'command': 'python benchmarks/first_step.py',
-        'date': datetime.date.today().isoformat(),
+    figures = {
         'cold_cache_s': round(cold, 1),
         'warm_cache_s': round(statistics.median(warm), 1),
         'warm_cache_all_s': [round(seconds, 1) for seconds in warm],
-        'machine': machine.describe(),
     }
-    flags.output.write_text(json.dumps(results, indent=2) + '\n')
+    results_file.write(flags.output, results_file.head('first_step'), figures)
     print(f'first step: {cold:.1f} s with an empty cache, {statistics.median(warm):.1f} s after it')
 
 

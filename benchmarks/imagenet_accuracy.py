@@ -8,9 +8,6 @@ convolution and the classifier of the .npz, which our network does not have. Exi
 figures are not the expected.
 """
 
-import argparse
-import datetime
-import json
 import os
 import pathlib
 import sys
@@ -18,8 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import machine
 import numpy as np
+import results_file
 from PIL import Image
 
 from handpose_jax.models.mobilenet import MobileNetV2
@@ -86,31 +83,18 @@ def measure(npz: pathlib.Path, photos: dict[int, pathlib.Path]) -> dict[str, Any
         logits = np.asarray(run(variables, head, batch))
         for number, scores in zip(chunk, logits, strict=True):
             ranks.append(int(np.sum(scores > scores[number + 1])))
-    return {
-        'photos': len(ranks),
-        'top_1': round(100 * float(np.mean(np.array(ranks) < 1)), 2),
-        'top_5': round(100 * float(np.mean(np.array(ranks) < 5)), 2),
-    }
+    share = {n: round(100 * float(np.mean(np.array(ranks) < n)), 2) for n in (1, 5)}
+    return {'photos': len(ranks), 'top_1': share[1], 'top_5': share[5]}
 
 
 def main() -> int:
     assets = os.environ.get('HANDPOSE_ASSETS')
     folder = pathlib.Path(assets, 'imagenet') if assets else None
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        '--npz',
-        type=pathlib.Path,
-        default=folder and folder / 'mobilenet_v2_1.0_224.npz',
-        required=folder is None,
-    )
-    parser.add_argument(
-        '--photos',
-        type=pathlib.Path,
-        default=folder and folder / 'photos',
-        required=folder is None,
-    )
+    parser = results_file.parser(__doc__)
+    for name, place in (('--npz', 'mobilenet_v2_1.0_224.npz'), ('--photos', 'photos')):
+        parser.add_argument(
+            name, type=pathlib.Path, default=folder and folder / place, required=folder is None
+        )
     parser.add_argument('--output', type=pathlib.Path, help='also write the figures as JSON here')
     args = parser.parse_args()
 
@@ -121,18 +105,12 @@ def main() -> int:
         print(f'{name.replace("_", "-")}  {figures[name]:.1f}%  (expected {value} +- {TOLERANCE})')
     print('as expected' if within else 'NOT as expected')
     if args.output:
-        result = {
-            'benchmark': 'imagenet_accuracy',
-            'command': 'HANDPOSE_ASSETS=DIR python benchmarks/imagenet_accuracy.py'
-            ' --output benchmarks/results/imagenet_accuracy.json',
-            'date': datetime.date.today().isoformat(),
-            'weights': args.npz.name,
-            'figures': figures,
-            'expected': EXPECTED | {'tolerance': TOLERANCE, 'within': within},
-            'machine': machine.describe(),
-        }
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=2) + '\n')
+        expected = EXPECTED | {'tolerance': TOLERANCE, 'within': within}
+        results_file.write(
+            args.output,
+            results_file.head('imagenet_accuracy', assets=True),
+            {'weights': args.npz.name, 'figures': figures, 'expected': expected},
+        )
     return 0 if within else 1
 
 

@@ -14,35 +14,27 @@ latency_parts/compare.py explains what --compare calls slower.
 import argparse
 import concurrent.futures
 import contextlib
-import datetime
 import functools
-import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import os
 import pathlib
-import shlex
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import machine
+import results_file
 from latency_parts import android, artefacts, compare, report, turns
 from latency_parts.artefacts import BACKENDS, PRECISIONS
 from latency_parts.worker import MATMUL_CALLS, MATMUL_SIDE
 
-HERE = pathlib.Path(__file__).parent
-RUNTIMES = ('ai-edge-litert', 'onnxruntime', 'openvino', 'tensorflow', 'tensorflow-cpu')
-"""Distributions whose versions belong to the results."""
-
 
 def read_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; ValueError where flags do not go together."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results_file.parser(__doc__)
     add = parser.add_argument
     add('--backend', nargs='+', choices=('all', *BACKENDS, 'android'), help='default: tflite')
     add('--model', action='append', default=[], type=pathlib.Path, metavar='FILE',
@@ -81,28 +73,19 @@ def read_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError('--device gpu: only with --backend jax, and without --model')
     if flags.pin and not hasattr(os, 'sched_setaffinity'):
         raise ValueError('--pin: this system cannot keep a process to some cores')
-    if flags.pin and max(flags.threads) > len(os.sched_getaffinity(0)):
+    if flags.pin and max(flags.threads) > (cores := len(os.sched_getaffinity(0))):
         raise ValueError(
-            f'--pin: expected at most {len(os.sched_getaffinity(0))} threads, as many as there are '
-            f'cores, got {max(flags.threads)}'
+            f'--pin: expected at most {cores} threads, one a core, got {max(flags.threads)}'
         )
     if 'android' in flags.backend and flags.benchmark_model is None:
-        raise ValueError(
-            '--backend android: needs --benchmark_model FILE, see docs/latency.md for where to get '
-            'it'
-        )
+        raise ValueError('--backend android: needs --benchmark_model FILE, see docs/latency.md')
     if flags.output is None:
-        flags.output = _default_output(flags)
+        # Runs of everything, of a part, and of other devices do not overwrite each other.
+        parts = flags.backend or [path.stem for path in flags.model]
+        parts = [] if set(flags.backend) >= set(BACKENDS) else parts
+        name = '_'.join(['latency', *parts, *(['gpu'] * (flags.device == 'gpu'))])
+        flags.output = results_file.RESULTS / f'{name}.json'
     return flags
-
-
-def _default_output(flags: argparse.Namespace) -> pathlib.Path:
-    """Runs of everything, of a part, and of other devices do not overwrite each other."""
-    if set(flags.backend) >= set(BACKENDS):
-        parts = ['latency']
-    else:
-        parts = ['latency', *(flags.backend or [path.stem for path in flags.model])]
-    return HERE / 'results' / ('_'.join([*parts, *(['gpu'] * (flags.device == 'gpu'))]) + '.json')
 
 
 def choose(flags: argparse.Namespace) -> tuple[list[tuple[str, str]], list[str]]:
@@ -233,20 +216,15 @@ def _measure_group(
             worker.close()
     side = MATMUL_SIDE[flags.device]
     gflops = [turns.matmul_gflops(turn, side) for turn in taken['matmul']]
+    named = {str(number): contender for number, contender in enumerate(contenders)}
     reference = None
-    for number, contender in enumerate(contenders):
-        if contender['own'] and (contender['backend'], contender['precision']) == (turns.REFERENCE):
-            reference = taken[str(number)]
+    for name, contender in named.items():
+        if contender['own'] and (contender['backend'], contender['precision']) == turns.REFERENCE:
+            reference = taken[name]
+    others: dict[str, Any] = {'batch': batch, 'gflops': gflops, 'reference': reference}
     rows = [
-        turns.summarise(
-            contender,
-            workers[str(number)].facts,
-            taken[str(number)],
-            batch=batch,
-            gflops=gflops,
-            reference=reference,
-        )
-        for number, contender in enumerate(contenders)
+        turns.summarise(contender, workers[name].facts, taken[name], **others)
+        for name, contender in named.items()
     ]
     return {
         'size': contenders[0]['size'],
@@ -263,48 +241,17 @@ def _measure_group(
 def measure(flags: argparse.Namespace, contenders: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All groups."""
     groups = []
-    for size in sorted({contender['size'] or 0 for contender in contenders}):
-        for threads in flags.threads:
-            for batch in flags.batch:
-                chosen = [
-                    contender
-                    for contender in contenders
-                    if (contender['size'] or 0) == size and (contender['any_batch'] or batch == 1)
-                ]
-                if not chosen:
-                    continue
-                print(f'{size or "any"} px, {threads} threads, batch {batch}', file=sys.stderr)
-                groups.append(_measure_group(chosen, flags, threads, batch))
+    sizes = sorted({contender['size'] or 0 for contender in contenders})
+    for size, threads, batch in itertools.product(sizes, flags.threads, flags.batch):
+        chosen = [
+            contender
+            for contender in contenders
+            if (contender['size'] or 0) == size and (contender['any_batch'] or batch == 1)
+        ]
+        if chosen:
+            print(f'{size or "any"} px, {threads} threads, batch {batch}', file=sys.stderr)
+            groups.append(_measure_group(chosen, flags, threads, batch))
     return groups
-
-
-def fingerprint() -> dict[str, Any]:
-    """machine.describe, and what else latency depends on."""
-    found = machine.describe()
-    for name in RUNTIMES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found['packages'][name] = importlib.metadata.version(name)
-    governor = pathlib.Path('/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor')
-    info = pathlib.Path('/proc/cpuinfo')
-    flags = set(info.read_text().split()) if info.exists() else set()
-    return {
-        **found,
-        'governor': governor.read_text().strip() if governor.exists() else None,
-        'instructions': sorted(
-            flags & {'avx2', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_tile', 'asimddp'}
-        ),
-    }
-
-
-def command_of(arguments: Sequence[str]) -> str:
-    """The command as others can give it: without the folders of this machine."""
-    words = [
-        str(pathlib.PurePath('DIR') / pathlib.PurePath(word).name)
-        if pathlib.PurePath(word).is_absolute()
-        else word
-        for word in arguments
-    ]
-    return shlex.join(['python', 'benchmarks/latency.py', *words])
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -320,9 +267,6 @@ def run(arguments: Sequence[str]) -> int:
     if flags.device == 'cpu':
         os.environ['JAX_PLATFORMS'] = 'cpu'
     results: dict[str, Any] = {
-        'benchmark': 'latency',
-        'command': command_of(arguments),
-        'date': datetime.date.today().isoformat(),
         'rounds': flags.rounds,
         'calls_per_round': flags.calls,
         'pinned': flags.pin,
@@ -343,8 +287,9 @@ def run(arguments: Sequence[str]) -> int:
             )
     results['skipped'] = skipped
     results['targets'] = report.targets(results)
-    results['machine'] = in_fresh_process(fingerprint)
-    write(results, flags.output)
+    first = in_fresh_process(results_file.head, 'latency', list(arguments))
+    results = results_file.write(flags.output, first, results)
+    show(results, flags.output)
     if old is None:
         return 0
     compared = compare.compare(old, results)
@@ -363,10 +308,8 @@ def _read_old(path: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def write(results: dict[str, Any], path: pathlib.Path) -> None:
-    """Writes the JSON, the table and the plot beside it, and prints the table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + '\n')
+def show(results: dict[str, Any], path: pathlib.Path) -> None:
+    """Writes the table and the plot beside the results file, and prints the table."""
     table = report.markdown(results)
     path.with_suffix('.md').write_text(table)
     if results['groups']:

@@ -6,20 +6,13 @@ python benchmarks/latency_table.py --check    fails if it is not what the files 
 Reads latency.json, and latency_jax_gpu.json and latency_android.json where they exist.
 """
 
-import json
-import pathlib
 from typing import Any
 
 import readme_table
+import results_file
 from latency_parts import report
 
-HERE = pathlib.Path(__file__).parent
 BEGIN = '<!-- latency: made by benchmarks/latency_table.py -->\n'
-
-
-def _read(name: str) -> dict[str, Any] | None:
-    path = HERE / 'results' / f'{name}.json'
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -36,8 +29,7 @@ def _cpu_table(results: dict[str, Any]) -> str:
     )
     labels = list(dict.fromkeys(_label(row) for group in groups for row in group['rows']))
     head = ['median ms for one image', *(report.heading(group) for group in groups)]
-    head += ['load s', 'peak MB', 'file MB']
-    lines = [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
+    rows = []
     for label in labels:
         found = [
             next((row for row in group['rows'] if _label(row) == label), None) for group in groups
@@ -50,33 +42,34 @@ def _cpu_table(results: dict[str, Any]) -> str:
             f'{last["peak_memory_mb"]:.0f}',
             f'{last["bytes"] / 1e6:.1f}',
         ]
-        lines.append(f'| {" | ".join(cells)} |')
+        rows.append(cells)
     rates = ', '.join(
         f'{group["matmul_gflops"]:.0f} GFLOP/s ({report.heading(group)})' for group in groups
     )
-    machine = results['machine']
-    lines += [
-        '',
+    made = results_file.table(' | '.join([*head, 'load s', 'peak MB', 'file MB']), rows)
+    return (
+        f'{made}\n\n'
         f'Decoding included; weights {results["weights"]}; load, with the first call, and '
         'memory in the last column of milliseconds. '
-        f'{machine["cores"]} cores of {machine["processor"]}; a large float32 matrix product in '
-        f'the same rounds: {rates}.',
-    ]
-    return '\n'.join(lines)
+        f'{results_file.machine_of(results)}; a large float32 matrix product in the same rounds: '
+        f'{rates}.'
+    )
 
 
 def _gpu_table(results: dict[str, Any]) -> str:
     """Images per second by batch."""
-    lines = ['| batch | ms | images/s | images/s, images already on the GPU |', '|---|---|---|---|']
-    for group in results['groups']:
-        for row in group['rows']:
-            there = row['resident']
-            lines.append(
-                f'| {group["batch"]} | {report.milliseconds(row["p50_ms"])} | '
-                f'{row["frames_per_s"]:,.0f} | {there["frames_per_s"]:,.0f} |'
-            )
+    rows = [
+        [
+            str(group['batch']),
+            report.milliseconds(row['p50_ms']),
+            *(f'{there["frames_per_s"]:,.0f}' for there in (row, row['resident'])),
+        ]
+        for group in results['groups']
+        for row in group['rows']
+    ]
+    made = results_file.table('batch | ms | images/s | images/s, images already on the GPU', rows)
     sizes = ', '.join(f'{size} px' for size in sorted({g['size'] for g in results['groups']}))
-    return '\n'.join([*lines, '', f'JAX on one {results["machine"]["device"]}, {sizes}.'])
+    return f'{made}\n\nJAX on one {results["machine"]["device"]}, {sizes}.'
 
 
 def table() -> str:
@@ -85,9 +78,10 @@ def table() -> str:
     Raises:
         ValueError: if nothing was measured.
     """
-    cpu, gpu, phone = (_read(name) for name in ('latency', 'latency_jax_gpu', 'latency_android'))
-    if cpu is None:
-        raise ValueError('benchmarks/results/latency.json: no such file; docs/latency.md')
+    cpu = results_file.read('latency')
+    gpu, phone = (
+        results_file.read(f'latency_{of}', optional=True) for of in ('jax_gpu', 'android')
+    )
     parts = [_cpu_table(cpu)]
     missing = []
     if gpu:
@@ -104,10 +98,5 @@ def table() -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def replaced(readme: str) -> str:
-    """README's text with the fresh tables; see readme_table.replaced."""
-    return readme_table.replaced(readme, BEGIN, table())
-
-
 if __name__ == '__main__':
-    readme_table.run(__doc__, replaced)
+    readme_table.run(__doc__, BEGIN, table)

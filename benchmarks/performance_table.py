@@ -4,71 +4,54 @@ python benchmarks/performance_table.py            replaces the table
 python benchmarks/performance_table.py --check    fails if it is not what the files say
 """
 
-import json
-import pathlib
-from typing import Any
-
 import readme_table
+import results_file
 
-HERE = pathlib.Path(__file__).parent
 BEGIN = '<!-- performance: made by benchmarks/performance_table.py -->\n'
 
 
-def _read(name: str) -> dict[str, Any]:
-    return json.loads((HERE / 'results' / f'{name}.json').read_text())
-
-
 def table() -> str:
-    """The table in Markdown, and a line on the machines it was measured on."""
-    names = ('throughput', 'rendering', 'first_step')
-    throughput, rendering, first_step = results = [_read(name) for name in names]
-    rows = []
+    """The table in Markdown, and a line on the machine; where there are several, rows name them."""
+    files = {name: results_file.read(name) for name in ('throughput', 'rendering', 'first_step')}
+    throughput, first_step = files['throughput'], files['first_step']
+    rows: list[tuple[str, str, str, str]] = []
+    machines: list[str] = []
 
     def rate(values: dict[str, float]) -> str:
         return f'{values["images_per_s"]:,.1f} images/s'
 
+    def add(what: str, value: str, beside: str, file: str, entry: str = '') -> None:
+        rows.append((what, value, beside, file))
+        machines.append(results_file.machine_of(files[file], files[file].get(entry)))
+
     for size in (112, 224):
-        ours, torch = (throughput.get(name) for name in (f'train_{size}', f'train_{size}_torch'))
-        if not (ours and torch):
-            continue
-        rows.append(
-            (
-                f'training at {size} px, batch {throughput["batch_size"]}',
-                rate(ours),
-                f'{ours["ratio_to_torch"]:.2f} x PyTorch channels_last ({rate(torch)})',
-                'throughput',
-            )
-        )
-    for what, name, file, result in (
-        ('reading and warping photographs to 224 px', 'input_224', 'throughput', throughput),
-        ('rendering hands at 224 px', 'render_224', 'rendering', rendering),
+        name = f'train_{size}'
+        ours, torch = (throughput.get(entry) for entry in (name, f'{name}_torch'))
+        if ours and torch:
+            beside = f'{ours["ratio_to_torch"]:.2f} x PyTorch channels_last ({rate(torch)})'
+            what = f'training at {size} px, batch {throughput["batch_size"]}'
+            add(what, rate(ours), beside, 'throughput', name)
+    for what, name, file in (
+        ('reading and warping photographs to 224 px', 'input_224', 'throughput'),
+        ('rendering hands at 224 px', 'render_224', 'rendering'),
     ):
-        rows.append((what, rate(result[name]), '', file))
-    rows.append(
-        (
-            'from the command to the first training step, 112 px',
-            f'{first_step["warm_cache_s"]:.0f} s',
-            f'{first_step["cold_cache_s"]:.0f} s with an empty compilation cache',
-            'first_step',
+        add(what, rate(files[file][name]), '', file, name)
+    add(
+        'from the command to the first training step, 112 px',
+        f'{first_step["warm_cache_s"]:.0f} s',
+        f'{first_step["cold_cache_s"]:.0f} s with an empty compilation cache',
+        'first_step',
+    )
+    cells = [
+        [what + note, value, beside, f'{file}.json']
+        for (what, value, beside, file), note in zip(
+            rows, results_file.machine_notes(machines), strict=True
         )
-    )
-    lines = ['| what | measured | beside | file in benchmarks/results |', '|---|---|---|---|']
-    lines += [
-        f'| {what} | {value} | {beside} | {file}.json |' for what, value, beside, file in rows
     ]
-    machines = sorted(
-        {
-            f'{result["machine"]["cores"]} cores of {result["machine"]["processor"]}'
-            for result in results
-        }
-    )
-    return '\n'.join(lines) + f'\n\nMeasured on {", ".join(machines)}. No GPU, TPU or phone yet.\n'
-
-
-def replaced(readme: str) -> str:
-    """README's text with the fresh table; see readme_table.replaced."""
-    return readme_table.replaced(readme, BEGIN, table())
+    made = results_file.table('what | measured | beside | file in benchmarks/results', cells)
+    where = ', '.join(sorted(set(machines)))
+    return f'{made}\n\nMeasured on {where}. No GPU, TPU or phone yet.\n'
 
 
 if __name__ == '__main__':
-    readme_table.run(__doc__, replaced)
+    readme_table.run(__doc__, BEGIN, table)

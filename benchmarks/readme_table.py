@@ -1,9 +1,10 @@
 """Keeps a table between two marks of README.md equal to what the results files say."""
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Callable
+
+import results_file
 
 README = pathlib.Path(__file__).parent.parent / 'README.md'
 END = '<!-- end -->\n'
@@ -27,22 +28,20 @@ def replaced(readme: str, begin: str, table: str) -> str:
     return before + begin + table + end + after
 
 
-def run(description: str | None, refresh: Callable[[str], str]) -> None:
+def run(description: str | None, begin: str, table: Callable[[], str]) -> None:
     """The command line of a script that replaces a table of README.md, or compares it.
 
     Args:
         description: for --help.
-        refresh: from README's text to the one with a fresh table; a ValueError is an error of the
-            user's.
+        begin: see replaced.
+        table: makes the table; a ValueError is an error of the user's.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results_file.parser(description)
     parser.add_argument('--check', action='store_true', help='change nothing, fail if it would')
     flags = parser.parse_args()
     old = README.read_text()
     try:
-        new = refresh(old)
+        new = replaced(old, begin, table())
     except ValueError as error:
         sys.exit(f'error: {error}')
     if not flags.check:

@@ -7,24 +7,21 @@ on the right-or-left labelled samples of FreiHAND and CMU Panoptic in DIR/hands/
 labels of the data sets' authors), and adds the rows to benchmarks/results/real_photos.json.
 """
 
-import argparse
-import datetime
 import json
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 from typing import Any
 
-import machine
 import numpy as np
+import results_file
 
 from handpose_jax import evaluate, inference
 from handpose_jax.process import allocator, distributed
 from handpose_jax.training import workdirs
 
-HERE = pathlib.Path(__file__).parent
-OUTPUT = HERE / 'results' / 'real_photos.json'
 FIGURES = ('hands', 'epe_median_224', 'epe_mean_224', 'auc', 'pck_at_0.2')
 
 
@@ -59,20 +56,11 @@ def measure(workdir: str, folders: dict[str, tuple[pathlib.Path, str]]) -> dict[
     config = workdirs.load_config(workdir).unlock()
     run = inference.load_run(workdir, config=config)
     model, step, variables = run.model, run.step, run.variables
-    # Where files lay says nothing about the result, and may name a person's folders.
-    trained_on = {
-        key: [pathlib.PurePath(v).name for v in value]
-        if key == 'rigs'
-        else pathlib.PurePath(value).name
-        if key in ('root', 'textures', 'photos', 'poses') and value
-        else value
-        for key, value in config.data.to_dict().items()
-    }
     rows: dict[str, Any] = {
         'steps': step,
         'model': config.model.name,
         'size': config.size,
-        'trained_on': trained_on,
+        'trained_on': results_file.without_folders(config.data.to_dict()),
         'init_from': pathlib.PurePath(config.init_from).name,
     }
     for name, (folder, split) in folders.items():
@@ -85,46 +73,35 @@ def measure(workdir: str, folders: dict[str, tuple[pathlib.Path, str]]) -> dict[
 
 def main() -> None:
     """Measures, merges into the results file, prints a Markdown table of all rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('runs', nargs='+', metavar='LABEL=WORKDIR')
+    parser = results_file.parser(__doc__, 'real_photos')
+    results_file.add_runs(parser)
     flags = parser.parse_args()
     if 'HANDPOSE_ASSETS' not in os.environ:
         sys.exit('error: HANDPOSE_ASSETS is not set to the folder of photographs')
     allocator.keep_freed_memory()
     assets = pathlib.Path(os.environ['HANDPOSE_ASSETS'])
-    results = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {'runs': {}}
     with tempfile.TemporaryDirectory() as temporary:
         samples = pathlib.Path(temporary)
         for name in ('freihand', 'panoptic'):
-            (samples / name).symlink_to(assets.resolve() / 'hands' / 'samples' / name)
+            shutil.copytree(assets / 'hands' / 'samples' / name, samples / name)
         records = sample_records(assets / 'hands' / 'samples')
         (samples / 'annotations.json').write_text(json.dumps(records))
         folders = {'real_hands_val': (assets / 'real_hands', 'val'), 'samples': (samples, '')}
-        for text in flags.runs:
-            label, separator, workdir = text.partition('=')
-            if not separator:
-                sys.exit(f'error: expected LABEL=WORKDIR, got {text!r}')
-            results['runs'][label] = measure(workdir, folders)
-    results |= {
-        'benchmark': 'real_photos',
-        'command': 'HANDPOSE_ASSETS=DIR python benchmarks/real_photos.py LABEL=W ...',
-        'date': datetime.date.today().isoformat(),
-        'machine': machine.describe(),
-    }
-    OUTPUT.write_text(json.dumps(results, indent=1) + '\n')
-    print(
-        '| run | steps | real_hands val: median / mean EPE | PCK@0.2 | samples: median / mean EPE |'
-    )
-    print('|---|---|---|---|---|')
-    for label, run in results['runs'].items():
-        val, few = run['real_hands_val'], run['samples']
-        print(
-            f'| {label} | {run["steps"]} | {val["epe_median_224"]:.1f} / '
-            f'{val["epe_mean_224"]:.1f} | {val["pck_at_0.2"]:.3f} | '
-            f'{few["epe_median_224"]:.1f} / {few["epe_mean_224"]:.1f} |'
+        results = results_file.measure_runs(
+            'real_photos', flags, lambda workdir: measure(workdir, folders), assets=True
         )
+    rows = []
+    machines = [results_file.machine_of(results, run) for run in results['runs'].values()]
+    notes = results_file.machine_notes(machines)
+    for (label, run), note in zip(results['runs'].items(), notes, strict=True):
+        val, few = (
+            f'{run[name]["epe_median_224"]:.1f} / {run[name]["epe_mean_224"]:.1f}'
+            for name in ('real_hands_val', 'samples')
+        )
+        pck = f'{run["real_hands_val"]["pck_at_0.2"]:.3f}'
+        rows.append([f'{label}{note}', str(run['steps']), val, pck, few])
+    head = 'run | steps | real_hands val: median / mean EPE | PCK@0.2 | samples: median / mean EPE'
+    print(results_file.table(head, rows))
 
 
 if __name__ == '__main__':

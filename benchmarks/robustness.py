@@ -10,19 +10,14 @@ under an occluder or outside a wrong crop count like all others. The same seed g
 pictures, whatever the limit.
 """
 
-import argparse
 import dataclasses
-import datetime
-import json
-import pathlib
-import sys
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import machine
 import numpy as np
+import results_file
 
 from handpose_jax import geometry, inference
 from handpose_jax.config import evaluation_data
@@ -31,7 +26,6 @@ from handpose_jax.data.transforms import crop_example
 from handpose_jax.evaluation import metrics, protocols
 from handpose_jax.process import allocator
 
-OUTPUT = pathlib.Path(__file__).parent / 'results' / 'robustness.json'
 FIGURES = ('pck_at_0.2', 'epe_mean_224', 'epe_median_224')
 CLEAN = 'clean'
 
@@ -153,57 +147,40 @@ def measure(workdir: str, limit: int, seed: int) -> dict[str, Any]:
 def markdown(label: str, run: dict[str, Any]) -> str:
     """One run's table for people."""
     clean = run['clean']
-    lines = [
+    title = (
         f'{label}: {run["hands"]} hands, {run["model"]} at {run["size"]} px, step {run["step"]}. '
         f'Clean: PCK@0.2 {clean["pck_at_0.2"]:.3f}, EPE mean {clean["epe_mean_224"]:.2f}. '
         f'Corrupted: PCK@0.2 {run["mean_pck_at_0.2"]:.3f} on average, '
-        f'{run["relative_pck_at_0.2"]:.1%} of clean.',
-        '',
-        '| PCK@0.2 at severity | 1 | 2 | 3 | 4 | 5 | mean | of clean | EPE mean, 1 .. 5 | '
-        'EPE / clean |',
-        '|---|---|---|---|---|---|---|---|---|---|',
-    ]
+        f'{run["relative_pck_at_0.2"]:.1%} of clean.'
+    )
+    head = (
+        'PCK@0.2 at severity | 1 | 2 | 3 | 4 | 5 | mean | of clean | EPE mean, 1 .. 5 | EPE / clean'
+    )
+    rows = []
     for name, row in run['corruptions'].items():
         levels = list(row['severities'].values())
-        cells = ' | '.join(f'{level["pck_at_0.2"]:.3f}' for level in levels)
-        lines.append(
-            f'| {name} | {cells} | {row["mean_pck_at_0.2"]:.3f} | '
-            f'{row["relative_pck_at_0.2"]:.1%} | {levels[0]["epe_mean_224"]:.1f} .. '
-            f'{levels[-1]["epe_mean_224"]:.1f} | {row["relative_epe_224"]:.2f} |'
-        )
-    return '\n'.join(lines)
+        first, last = (f'{levels[end]["epe_mean_224"]:.1f}' for end in (0, -1))
+        pck = [
+            f'{values:.3f}'
+            for values in (*(level['pck_at_0.2'] for level in levels), row['mean_pck_at_0.2'])
+        ]
+        share, epe = f'{row["relative_pck_at_0.2"]:.1%}', f'{row["relative_epe_224"]:.2f}'
+        rows.append([name, *pck, share, f'{first} .. {last}', epe])
+    return f'{title}\n\n{results_file.table(head, rows)}'
 
 
 def main() -> None:
     """Measures, merges into the results file, prints a Markdown table of each run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('runs', nargs='+', metavar='[LABEL=]WORKDIR')
+    parser = results_file.parser(__doc__, 'robustness')
+    results_file.add_runs(parser)
     parser.add_argument('--limit', type=int, default=64, help='hands of each run; 0: all')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
     flags = parser.parse_args()
     allocator.keep_freed_memory()
-    results = json.loads(flags.output.read_text()) if flags.output.exists() else {'runs': {}}
-    labels = []
-    for text in flags.runs:
-        label, separator, workdir = text.partition('=')
-        if not separator:
-            label, workdir = pathlib.Path(text).name, text
-        try:
-            results['runs'][label] = measure(workdir, flags.limit, flags.seed)
-        except ValueError as error:
-            sys.exit(f'error: {error}')
-        labels.append(label)
-    results |= {
-        'benchmark': 'robustness',
-        'command': f'python benchmarks/robustness.py LABEL=W ... --limit {flags.limit}',
-        'date': datetime.date.today().isoformat(),
-        'machine': machine.describe(),
-    }
-    flags.output.write_text(json.dumps(results, indent=1) + '\n')
-    for label in labels:
+    results = results_file.measure_runs(
+        'robustness', flags, lambda workdir: measure(workdir, flags.limit, flags.seed)
+    )
+    for label, _ in flags.runs:
         print(markdown(label, results['runs'][label]), end='\n\n')
 
 

@@ -7,9 +7,7 @@ Writes benchmarks/results/throughput.json. Rounds of the measurements alternate,
 machine does not favour one of them; the median round counts and the spread is kept beside it.
 """
 
-import argparse
 import concurrent.futures
-import datetime
 import functools
 import importlib.util
 import itertools
@@ -24,8 +22,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import machine
 import preparation
+import results_file
 import torch_peer
 from ml_collections import ConfigDict
 
@@ -39,6 +37,7 @@ from handpose_jax.synthetic import generate
 from handpose_jax.synthetic.render import mitsuba_renderer
 from handpose_jax.training import optimizers
 from handpose_jax.training.state import init_state
+from handpose_jax.types import Source
 
 HERE = pathlib.Path(__file__).parent
 GEOMETRY = Augmentation()
@@ -50,7 +49,7 @@ def config() -> ConfigDict:
 
 
 def _input_round(
-    source: sources.Source, size: int, augmentation: Augmentation, batches: int
+    source: Source, size: int, augmentation: Augmentation, batches: int
 ) -> Callable[[], float]:
     """A function that reads some batches and returns images per second."""
     dataset = pipeline.train_dataset(
@@ -83,18 +82,21 @@ _WARM_UP_PICTURES = 60
 _pools: list[concurrent.futures.ProcessPoolExecutor] = []
 
 
+def _start_workers(number: int, **keywords: Any) -> list[concurrent.futures.ProcessPoolExecutor]:
+    """Pools of one process each, which stay until the end."""
+    context = multiprocessing.get_context('spawn')
+    pools = [
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=context, **keywords)
+        for _ in range(number)
+    ]
+    _pools.extend(pools)
+    return pools
+
+
 def _render_round(pictures: int) -> Callable[[], float]:
     """A function that renders pictures at 224 px with a worker on each core; images per second."""
     workers = len(os.sched_getaffinity(0))
-    context = multiprocessing.get_context('spawn')
-    pools = [
-        concurrent.futures.ProcessPoolExecutor(
-            1, mp_context=context, initializer=keep_to_one_thread
-        )
-        for _ in range(workers)
-    ]
-
-    _pools.extend(pools)
+    pools = _start_workers(workers, initializer=keep_to_one_thread)
 
     def measure_with(first: int, count: int) -> float:
         begin = time.perf_counter()
@@ -111,8 +113,8 @@ def _render_round(pictures: int) -> Callable[[], float]:
     return lambda: measure_with(next(starts), pictures)
 
 
-def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
-    """A function that takes some training steps and returns images per second."""
+def training(size: int, batch_size: int) -> tuple[Any, Any, list[Any], Any]:
+    """The jitted training step, a state for it, two batches of drawn hands, and the devices."""
     settings = config()
     model = models.build(**settings.model.to_dict())
     tx, _ = optimizers.build(num_steps=settings.num_steps, **settings.optimizer.to_dict())
@@ -130,7 +132,12 @@ def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
     dataset = pipeline.train_dataset(
         source, size=size, batch_size=batch_size, seed=0, augmentation=GEOMETRY, num_threads=0
     )
-    batches = list(itertools.islice(iter(dataset), 2))
+    return step, state, list(itertools.islice(iter(dataset), 2)), mesh
+
+
+def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
+    """A function that takes some training steps and returns images per second."""
+    step, state, batches, mesh = training(size, batch_size)
     for _ in range(2):
         state, metrics = step(state, distributed.to_devices(batches[0], mesh))
 
@@ -146,24 +153,23 @@ def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
     return measure
 
 
-_own_rounds: dict[int, Callable[[], float]] = {}
+_made = functools.cache(lambda make, *arguments: make(*arguments))
+"""In a worker process: the round that it measures again and again."""
 
 
-def measure_in_worker(size: int, batch_size: int, steps: int) -> float:
-    """A training round in a worker process, with the C library's allocator as it is."""
-    if size not in _own_rounds:
-        _own_rounds[size] = train_round(size, batch_size, steps)
-    return _own_rounds[size]()
+def _measure_made(make: Callable[..., Callable[[], float]], *arguments: Any) -> float:
+    return _made(make, *arguments)()
 
 
-def _worker_round(function: Callable[..., float], *arguments: Any) -> Callable[[], float]:
-    """A function that measures a round in a process of its own, which stays."""
-    context = multiprocessing.get_context('spawn')
-    pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context)
-    _pools.append(pool)
+def _worker_round(make: Callable[..., Callable[[], float]], *arguments: Any) -> Callable[[], float]:
+    """A function that measures a round in a process of its own, which stays.
+
+    The process has the C library's allocator as it is.
+    """
+    (pool,) = _start_workers(1)
 
     def measure() -> float:
-        return pool.submit(function, *arguments).result()
+        return pool.submit(_measure_made, make, *arguments).result()
 
     measure()
     return measure
@@ -171,10 +177,9 @@ def _worker_round(function: Callable[..., float], *arguments: Any) -> Callable[[
 
 def main() -> None:
     """Runs all measurements and writes the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = results_file.parser(__doc__, 'throughput')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--only', default='', help='measure only names that contain this')
-    parser.add_argument('--output', type=pathlib.Path, default=HERE / 'results' / 'throughput.json')
     flags = parser.parse_args()
     allocator.keep_freed_memory()
     photometric = Augmentation(**config().augmentation.to_dict())
@@ -195,13 +200,9 @@ def main() -> None:
         if importlib.util.find_spec('torch'):
             for suffix, channels_last in (('torch', True), ('torch_nchw', False)):
                 makers[f'train_{size}_{suffix}'] = functools.partial(
-                    _worker_round,
-                    torch_peer.measure_in_worker,
-                    *(size, batch_size, steps, channels_last),
+                    _worker_round, torch_peer.train_round, size, batch_size, steps, channels_last
                 )
-    makers['train_112_default_malloc'] = functools.partial(
-        _worker_round, measure_in_worker, *(112, 32, 3)
-    )
+    makers['train_112_default_malloc'] = functools.partial(_worker_round, train_round, 112, 32, 3)
     if not importlib.util.find_spec('torch'):
         print('PyTorch is not installed: its training step is not measured')
     scratch = tempfile.TemporaryDirectory()
@@ -233,19 +234,15 @@ def main() -> None:
             ratios = [ours / theirs for ours, theirs in zip(values, peers, strict=True)]
             figures[name]['ratio_to_torch'] = round(statistics.median(ratios), 3)
     # A part that is measured again leaves the others as they were.
-    kept = json.loads(flags.output.read_text()) if flags.only and flags.output.exists() else {}
-    today = datetime.date.today().isoformat()
-    results = {
-        **kept,
-        'benchmark': 'throughput',
-        'command': 'HANDPOSE_ASSETS=DIR python benchmarks/throughput.py',
-        'date': today,
-        'rounds': flags.rounds,
-        'batch_size': 32,
-        **{name: {**row, 'date': today} for name, row in figures.items()},
-        'machine': machine.describe(),
+    old = json.loads(flags.output.read_text()) if flags.only and flags.output.exists() else {}
+    kept = {
+        name: row for name, row in old.items() if isinstance(row, dict) and 'images_per_s' in row
     }
-    flags.output.write_text(json.dumps(results, indent=2) + '\n')
+    results_file.write(
+        flags.output,
+        results_file.head('throughput', assets=True),
+        {'rounds': flags.rounds, 'batch_size': 32, **results_file.kept(old, kept), **figures},
+    )
     for pool in _pools:
         pool.shutdown()
     scratch.cleanup()

@@ -8,31 +8,22 @@ two threads overlap, and wait for one another's memory. Writes
 benchmarks/results/training_profile.json.
 """
 
-import argparse
 import collections
-import datetime
 import glob
 import gzip
-import itertools
 import json
-import pathlib
 import re
 import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
-import machine
+import results_file
 import throughput
 
-from handpose_jax import models, train
-from handpose_jax.data import pipeline, sources
+from handpose_jax import models
 from handpose_jax.models import complexity
-from handpose_jax.process import allocator, compiler_options, distributed
-from handpose_jax.training import optimizers
-from handpose_jax.training.state import init_state
-
-HERE = pathlib.Path(__file__).parent
+from handpose_jax.process import allocator, distributed
 
 _INSTRUCTION = re.compile(r'\s*(?:ROOT )?%?([\w.\-]+) = \S+ ([\w\-]+)\(')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -109,46 +100,16 @@ def matmul_gflops(side: int = 2048, rounds: int = 7) -> float:
 
 def main() -> None:
     """Profiles and writes the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = results_file.parser(__doc__, 'training_profile')
     parser.add_argument('--size', type=int, default=112)
     parser.add_argument('--steps', type=int, default=3)
-    parser.add_argument(
-        '--output', type=pathlib.Path, default=HERE / 'results' / 'training_profile.json'
-    )
     flags = parser.parse_args()
     allocator.keep_freed_memory()
     settings = throughput.config()
     batch_size = settings.batch_size
-    model = models.build(**settings.model.to_dict())
-    tx, _ = optimizers.build(num_steps=settings.num_steps, **settings.optimizer.to_dict())
-    mesh = distributed.data_mesh()
-    state = init_state(model, tx, size=flags.size, seed=0, use_ema=True)
-    state = distributed.replicate(state, mesh)
-    dataset = pipeline.train_dataset(
-        sources.load_source('sketch', count=64),
-        size=flags.size,
-        batch_size=batch_size,
-        seed=0,
-        augmentation=throughput.GEOMETRY,
-        num_threads=0,
-    )
-    (batch,) = itertools.islice(iter(dataset), 1)
-    spread = distributed.to_devices(batch, mesh)
-    function = train.make_train_step(
-        model, tx, train.LOSSES[settings.loss], sigma=settings.sigma, ema=settings.ema
-    )
-    step = (
-        jax.jit(
-            function,
-            donate_argnums=0,
-            out_shardings=distributed.replicated(mesh),
-            compiler_options=compiler_options.for_training(),
-        )
-        .lower(state, spread)
-        .compile()
-    )
+    jitted, state, batches, mesh = throughput.training(flags.size, batch_size)
+    spread = distributed.to_devices(batches[0], mesh)
+    step = jitted.lower(state, spread).compile()
 
     def run(steps: int) -> float:
         nonlocal state
@@ -177,10 +138,7 @@ def main() -> None:
         }
         for name, milliseconds in sorted(totals.items(), key=lambda item: -item[1])
     }
-    results = {
-        'benchmark': 'training_profile',
-        'command': 'python benchmarks/training_profile.py',
-        'date': datetime.date.today().isoformat(),
+    figures = {
         'size': flags.size,
         'batch_size': batch_size,
         'wall_ms_per_step': round(1e3 * wall, 1),
@@ -189,9 +147,8 @@ def main() -> None:
         'matmul_peak_gflop_per_s': round(peak, 1),
         'share_of_peak': round(gflop / wall / peak, 3),
         'kinds': kinds,
-        'machine': machine.describe(),
     }
-    flags.output.write_text(json.dumps(results, indent=2) + '\n')
+    results_file.write(flags.output, results_file.head('training_profile'), figures)
     print(f'{1e3 * wall:.0f} ms a step, {gflop / wall:.0f} of {peak:.0f} GFLOP/s')
     for name, row in kinds.items():
         print(f'{row["thread_ms_per_step"]:9.1f} ms {100 * row["share"]:5.1f}%  {name}')

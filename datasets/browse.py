@@ -7,10 +7,14 @@ wrong; docs/data_doctor.md says how far to believe it.
 """
 
 import argparse
+import contextlib
+import glob
 import importlib.util
 import json
+import os
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -19,8 +23,10 @@ from handpose_jax.config import load
 from handpose_jax.data import prepared
 from handpose_jax.data.doctor import examine, findings, survey
 from handpose_jax.data.previews import preview
-from handpose_jax.data.sources import FolderSource, Source
+from handpose_jax.data.sources import FolderSource
 from handpose_jax.data.transforms import Augmentation
+from handpose_jax.process import outputs
+from handpose_jax.types import Source
 
 _PER_CHECK = 3
 _NAME_LENGTH = 22
@@ -37,7 +43,7 @@ def _find_folder(name: str) -> pathlib.Path:
         if prepared.is_prepared(folder) or (folder / 'annotations.json').is_file():
             return folder
     # Rendered hands are kept by their settings: synthetic_hands-<digest>.
-    found = [f for f in default.parent.glob(f'{name}-*') if prepared.is_prepared(f)]
+    found = [f for f in default.parent.glob(f'{glob.escape(name)}-*') if prepared.is_prepared(f)]
     if len(found) > 1:
         listed = '\n  '.join(map(str, sorted(found)))
         raise ValueError(f'{name}: there are several, give one of the folders:\n  {listed}')
@@ -171,7 +177,7 @@ def run(arguments: argparse.Namespace) -> None:
         source = sources[split]
         order = np.random.default_rng(arguments.seed).permutation(len(source))
         chosen = sorted(order[: arguments.count].tolist())
-        visualize.save_png(arguments.out, sheet(source, chosen, [''] * len(chosen), **look))
+        _save(arguments.out, sheet(source, chosen, [''] * len(chosen), **look))
         print(arguments.out)
     if arguments.no_report:
         return
@@ -181,14 +187,31 @@ def run(arguments: argparse.Namespace) -> None:
     counts = {name: len(source) for name, source in sources.items()}
     print(findings.to_text(found, counts))
     if arguments.report:
-        arguments.report.parent.mkdir(parents=True, exist_ok=True)
-        arguments.report.write_text(json.dumps(findings.to_json(found, counts), indent=1) + '\n')
+        report = {'made_by': outputs.MADE_BY, **findings.to_json(found, counts)}
+        with _explained(arguments.report):
+            outputs.write(arguments.report, f'{json.dumps(report, indent=1)}\n'.encode())
     if arguments.suspects:
         names = [name for name, of in zip(records.name, records.split, strict=True) if of == split]
         indices, captions = suspects(found, split, names)
         if indices:
-            visualize.save_png(arguments.suspects, sheet(sources[split], indices, captions, **look))
+            _save(arguments.suspects, sheet(sources[split], indices, captions, **look))
             print(arguments.suspects)
+
+
+def _save(path: str, picture: np.ndarray) -> None:
+    outputs.check(path)
+    with _explained(path):
+        visualize.save_png(path, picture)
+
+
+@contextlib.contextmanager
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f'{path}: cannot be written ({error.strerror}); give a place that can be written'
+        ) from error
 
 
 if __name__ == '__main__':

@@ -48,14 +48,14 @@ def _run(verb: str, rest: list[str]) -> None:
     elif verb == '--version':
         print(f'handpose_jax {handpose_jax.__version__}')
     elif verb in _MODES:
-        from absl import app, flags
+        from absl import flags
 
         from handpose_jax import main as configured
 
         if '--help' in rest:
             print(f'usage: handpose {verb} [flags]', flags.FLAGS.module_help(configured.__name__))
             return
-        app.run(configured.main, [f'handpose {verb}', f'--mode={verb}', *_find_config(rest)])
+        configured.run([f'handpose {verb}', f'--mode={verb}', *_find_config(rest)])
     elif verb in _MODULES:
         importlib.import_module(_MODULES[verb][0]).main(rest, prog=f'handpose {verb}')
     elif verb in _SCRIPTS:

@@ -6,7 +6,7 @@ choice: `--config.data.name=folder --config.data.root=DIR` works on every config
 """
 
 import runpy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ from handpose_jax.process import shipped
 
 CROP_SCALE = 2.2
 """Side of the crop over the longest side of the hand's box. Source: Simon et al. 2017."""
+
+LOSSES = ('squared_error', 'iou')
+DTYPES = ('float32', 'bfloat16')
+DECODINGS = ('peak', 'weighted_average')
 
 _SMOKES = ('smoke', 'smoke_prepared')
 
@@ -299,6 +303,42 @@ def find(name: str | Path) -> tuple[Path, str]:
             f'config {name}: no such file; give the path of a .py file, or one of {names}'
         )
     return file, variant
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses values that no run could use, before anything is opened.
+
+    Raises:
+        ValueError: naming the field, its value and what is expected.
+    """
+
+    def demand(field: str, good: Callable[[Any], bool], expected: str) -> None:
+        value: Any = config
+        for name in field.split('.'):
+            value = value[name]
+        if not good(value):
+            shown = tuple(value) if isinstance(value, list | tuple) else value
+            raise ValueError(f'config.{field}: expected {expected}, got {shown!r}')
+
+    for field in (
+        *('size', 'batch_size', 'eval_batch_size', 'num_steps'),
+        *('log_every', 'eval_every', 'checkpoint_every'),
+    ):
+        demand(field, lambda value: value >= 1, 'a number of at least 1')
+    for field in ('seed', 'max_skipped', 'empty_after', 'early_stopping.patience'):
+        demand(field, lambda value: value >= 0, 'a number of at least 0')
+    demand('sigma', lambda value: value > 0, 'a number of pixels above 0')
+    demand('ema', lambda value: 0 <= value < 1, 'a weight of at least 0 and below 1')
+    demand('loss', LOSSES.__contains__, f'one of {", ".join(LOSSES)}')
+    demand('model.dtype', DTYPES.__contains__, f'one of {", ".join(DTYPES)}')
+    if 'width' in config.model:
+        demand('model.width', lambda value: value > 0, 'a factor above 0')
+    demand('decode.method', DECODINGS.__contains__, f'one of {", ".join(DECODINGS)}')
+    demand(
+        'augmentation.scale',
+        lambda value: len(value) == 2 and 0 < value[0] <= value[1],
+        'two factors above 0, the smaller first',
+    )
 
 
 def source_settings(block: ConfigDict) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Evaluation: predictions over a whole split, metrics under a protocol, and pictures of them."""
 
+import hashlib
 import json
+import re
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +13,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from handpose_jax import geometry, inference, models, visualize
-from handpose_jax.config import CROP_SCALE, evaluation_data
+from handpose_jax.config import CROP_SCALE, check, evaluation_data
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import crop_image
 from handpose_jax.evaluation import protocols
@@ -24,10 +27,14 @@ from handpose_jax.evaluation.metrics import (
 )
 from handpose_jax.evaluation.protocols import Protocol
 from handpose_jax.process import distributed, storage
+from handpose_jax.training import checkpoints
+from handpose_jax.training.workdirs import config_differences
+from handpose_jax.types import Source
 
 METRICS_FILE = 'metrics.json'
 PREDICTIONS_FILE = 'predictions.json'
 SHEET_FILE = 'predictions.png'
+EVALUATIONS = 'evaluations'
 
 _CROP_TOLERANCE = 0.01
 
@@ -190,9 +197,7 @@ class Evaluation:
         )
 
 
-def _check_normaliser(
-    protocol: Protocol, source: sources.Source, data: dict[str, Any]
-) -> list[str]:
+def _check_normaliser(protocol: Protocol, source: Source, data: dict[str, Any]) -> list[str]:
     """Finds out from the first record what the data's norm_size is.
 
     Returns:
@@ -259,19 +264,66 @@ def _short(image_id: str) -> str:
     return image_id if len(image_id) <= _CAPTION_LENGTH else '…' + image_id[-_CAPTION_LENGTH:]
 
 
-def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def evaluate(workdir: str, config: ConfigDict | None = None) -> tuple[dict[str, Any], Any]:
     """Evaluates the newest checkpoint of a workdir and writes the files of Evaluation.write.
 
+    Args:
+        workdir: of a training run. It alone says the network, its input and its decoding.
+        config: says other data, another split or protocol to measure on. What is measured so goes
+            into a folder of its own, W/evaluations/NAME, beside what the run says of itself.
+
     Returns:
-        The summary, see metrics.KeypointErrors.summary.
+        The summary, see metrics.KeypointErrors.summary, and the folder that was written.
+
+    Raises:
+        ValueError: if the workdir holds no run, or the data and the protocol do not fit.
     """
+    if config is not None:
+        check(config)
     mesh = distributed.data_mesh()
-    run = inference.load_run(workdir, config=config)
-    evaluation = Evaluation(config, run.model, mesh)
+    run = inference.load_run(workdir)
+    measured, notes = (run.config, []) if config is None else _measured_on(run.config, config)
+    evaluation = Evaluation(measured, run.model, mesh)
     result = evaluation.run(distributed.replicate(run.variables, mesh))
+    result.summary['notes'] = [*result.summary['notes'], *notes]
+    folder = storage.folder(workdir)
+    if _settings(measured) != _settings(run.config):
+        folder = folder / EVALUATIONS / _folder_name(measured)
     if distributed.is_main_process():
-        evaluation.write(workdir, run.step, result)
-    return result.summary
+        if folder != storage.folder(workdir):
+            # A copy, with which a report can be made of the folder as of a workdir.
+            checkpoints.save_config(str(folder), measured)
+        evaluation.write(str(folder), run.step, result)
+    return result.summary, folder
+
+
+def _measured_on(own: ConfigDict, other: ConfigDict) -> tuple[ConfigDict, list[str]]:
+    """A config with the data, split and protocol of another, and notes of what stays."""
+    config = own.copy_and_resolve_references()
+    with config.unlocked(), config.ignore_type():
+        config.eval_data = other.eval_data if other.eval_data.name else other.data
+        for key in ('eval_split', 'protocol', 'eval_batch_size'):
+            config[key] = other[key]
+        config.pipeline.num_threads = other.pipeline.num_threads
+    notes = [
+        f"the workdir's {line.split(':')[0]} was taken, not the config's "
+        f'({line.partition(": ")[2].replace("->", "not")})'
+        for line in config_differences(own, other)
+        if line.split(':')[0].split('.')[0] in ('size', 'model', 'decode')
+    ]
+    return config, notes
+
+
+def _settings(config: ConfigDict) -> str:
+    values = [evaluation_data(config), config.eval_split, config.protocol]
+    return json.dumps(values, sort_keys=True, default=str)
+
+
+def _folder_name(config: ConfigDict) -> str:
+    data = evaluation_data(config)
+    name = data.get('dataset') or PurePath(data.get('root') or '').name or data['name']
+    words = re.sub(r'[^\w.-]+', '_', f'{name}_{config.eval_split}_{config.protocol}')
+    return f'{words}_{hashlib.sha256(_settings(config).encode()).hexdigest()[:8]}'
 
 
 def scalars(summary: dict[str, Any]) -> dict[str, Any]:

@@ -43,10 +43,10 @@ def load_run(workdir: str, *, config: ConfigDict | None = None) -> TrainedRun:
 
     Args:
         workdir: of the run.
-        config: replaces the one in the workdir, which says the network, its input and its decoding.
+        config: the workdir's, with other settings of decoding.
 
     Raises:
-        ValueError: if the workdir holds no run, or no checkpoint.
+        ValueError: if the workdir holds no run, or no whole checkpoint.
     """
     if config is None:
         config = workdirs.load_config(workdir)

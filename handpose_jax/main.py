@@ -3,17 +3,24 @@
 Flags in, one function call out; no logic of its own.
 """
 
+import re
 import sys
 import traceback
+from collections.abc import Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from handpose_jax import config
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Path of a config, e.g. configs/cmu.py or configs/cmu.py:smoke.'
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.')
 MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'export'], 'What to do.')
+ACCEPT_CHANGED_DATA = flags.DEFINE_bool(
+    'accept_changed_data', False, 'Go on with a run though its training data has changed.'
+)
 DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'This is one of several processes of a run, see docs/scaling.md.'
 )
@@ -38,9 +45,7 @@ def main(argv: list[str]) -> None:
         compilation_cache,
         distributed,
         interruption,
-        storage,
     )
-    from handpose_jax.training import workdirs
 
     allocator.keep_freed_memory()
     compilation_cache.keep_compiled_programs()
@@ -50,31 +55,30 @@ def main(argv: list[str]) -> None:
             distributed.initialise(num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value)
         elif NUM_PROCESSES.value is not None or PROCESS_ID.value is not None:
             raise ValueError('--num_processes and --process_id mean nothing without --distributed')
-        config = CONFIG.value
+        chosen = CONFIG.value
         if MODE.value == 'train':
-            if config is None:
+            if chosen is None:
                 raise ValueError('--mode train needs --config, e.g. --config configs/quickstart.py')
-            workdir = WORKDIR.value or config.workdir
+            workdir = WORKDIR.value or chosen.workdir
             if not workdir:
                 raise ValueError('--workdir is missing: the folder that receives the run')
-            train.train(config, workdir)
+            train.train(chosen, workdir, accept_changed_data=ACCEPT_CHANGED_DATA.value)
         else:
-            if not WORKDIR.value and config is None:
+            if not WORKDIR.value and chosen is None:
                 raise ValueError(f'--mode {MODE.value} needs --workdir, the folder of a run')
-            workdir = WORKDIR.value or config.workdir
+            workdir = WORKDIR.value or chosen.workdir
             if MODE.value == 'export':
                 from handpose_jax import export
 
-                print(export.describe(workdir, export.export(workdir, config=config)))
+                print(export.describe(workdir, export.export(workdir, config=chosen)))
                 return
-            config = workdirs.load_config(workdir) if config is None else config
             # Its plots take a second to import, which a training need not wait for.
             from handpose_jax.evaluation import report
 
-            summary = evaluate.evaluate(config, workdir)
+            summary, folder = evaluate.evaluate(workdir, chosen)
             if distributed.is_main_process():
                 print(evaluate.describe(summary))
-                print(report.write_report([workdir], storage.folder(workdir) / report.FOLDER))
+                print(report.write_report([folder], folder / report.FOLDER))
     except ValueError as error:
         distributed.leave_if_several(f'error: {error}')
         sys.exit(f'error: {error}')
@@ -87,5 +91,46 @@ def main(argv: list[str]) -> None:
         raise
 
 
+def run(argv: Sequence[str] | None = None) -> None:
+    """Parses the flags and calls main; a wrong flag ends as one message and exit code 1.
+
+    Args:
+        argv: the command's name and its flags; None for those of this process.
+    """
+    app.run(main, list(sys.argv if argv is None else argv), flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    name = _config_of(argv)
+    try:
+        if name is not None:
+            # The library of the flag says the same with ten lines of its own code.
+            config.load(name)
+        return flags.FLAGS(argv)
+    except (ValueError, flags.Error) as error:
+        sys.exit(f'error: {error}')
+    except (AttributeError, KeyError) as error:
+        # Raised by the config for a field that it does not have.
+        asked = re.search(r'\w+', str(error))
+        words = [word.partition('=')[0] for word in argv if word.startswith('--config.')]
+        found = [word for word in words if asked and asked.group() in word.split('.')]
+        if not found:
+            raise
+        hint = re.search(r'Did you mean "\w+"', str(error))
+        sys.exit(
+            f'error: {found[0]}: no such setting in {name}; '
+            f'{f"{hint.group()}?" if hint else "handpose_jax/config.py tells them all"}'
+        )
+
+
+def _config_of(argv: list[str]) -> str | None:
+    for i, word in enumerate(argv[1:], start=1):
+        if word in ('--config', '-config'):
+            return argv[i + 1] if i + 1 < len(argv) else None
+        if word.startswith(('--config=', '-config=')):
+            return word.partition('=')[2]
+    return None
+
+
 if __name__ == '__main__':
-    app.run(main)
+    run()

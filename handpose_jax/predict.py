@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import handpose_jax
+
 _MIN_OVERLAY_SIDE = 480
 
 
 def _predict_files(
     workdir: str, photos: Sequence[Path], out: Path, *, box: Any = None, side: str = 'right'
-) -> list[Path]:
-    """Predicts each photograph and writes its overlay and JSON.
+) -> tuple[list[Path], list[str]]:
+    """Predicts each photograph and writes its overlay and JSON, one after the other.
 
     Args:
         workdir: of a training run, or an exported file; see predictor.load.
@@ -28,14 +30,17 @@ def _predict_files(
         side: see predictor.Predictor.
 
     Returns:
-        The overlays' paths.
+        The overlays' paths, and a sentence for each photograph that turned out to be damaged.
 
     Raises:
-        ValueError: for a photograph that cannot be read, two of the same name, or a folder that
-            cannot be written; nothing is written before every photograph has been read.
+        ValueError: for a photograph whose beginning is not that of an image, two of the same name,
+            a result that would replace a file of somebody else, or a folder that cannot be
+            written. Nothing is written before this is known of all photographs.
     """
     # Imported here: --help answers at once.
     from handpose_jax import predictor, visualize
+    from handpose_jax.data import images
+    from handpose_jax.process import outputs
 
     names = [photo.stem for photo in photos]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -44,31 +49,42 @@ def _predict_files(
             f'several photographs are named {", ".join(twice)}: their results would overwrite one '
             'another; predict them with different --out'
         )
-    pictures = [predictor.as_image(photo) for photo in photos]
+    for photo in photos:
+        height, width = images.image_size(images.read_bytes(photo), str(photo))
+        if box is not None:
+            predictor.as_box(box, height, width)
+        for name in (f'{photo.stem}.png', f'{photo.stem}.json'):
+            outputs.check(out / name)
     find = predictor.load(workdir)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        overlays = []
-        for photo, picture in zip(photos, pictures, strict=True):
-            hand = find(picture, box, side=side)
-            record = {
-                'file': photo.name,
-                'handedness': side,
-                'checkpoint_step': find.step,
-                'keypoints': predictor.describe(hand),
-            }
-            (out / f'{photo.stem}.json').write_text(json.dumps(record, indent=2) + '\n')
-            larger, keypoints = visualize.enlarge(
-                picture, hand.keypoints.astype('float64'), _MIN_OVERLAY_SIDE
-            )
-            overlay = visualize.draw_hand(larger, keypoints, confidence=hand.confidence)
+    overlays, damaged = [], []
+    for photo in photos:
+        try:
+            picture = predictor.as_image(photo)
+        except ValueError as error:
+            damaged.append(str(error))
+            continue
+        hand = find(picture, box, side=side)
+        record = {
+            'made_by': f'{outputs.MADE_BY} {handpose_jax.__version__}',
+            'file': photo.name,
+            'handedness': side,
+            'checkpoint_step': find.step,
+            'keypoints': predictor.describe(hand),
+        }
+        larger, keypoints = visualize.enlarge(
+            picture, hand.keypoints.astype('float64'), _MIN_OVERLAY_SIDE
+        )
+        overlay = visualize.draw_hand(larger, keypoints, confidence=hand.confidence)
+        try:
+            outputs.write(out / f'{photo.stem}.json', f'{json.dumps(record, indent=2)}\n'.encode())
             overlays.append(out / f'{photo.stem}.png')
             visualize.save_png(overlays[-1], overlay)
-    except OSError as error:
-        raise ValueError(
-            f'--out {out}: cannot write there ({error.strerror}); give a folder that can be written'
-        ) from error
-    return overlays
+        except OSError as error:
+            raise ValueError(
+                f'--out {out}: cannot write there ({error.strerror}); '
+                'give a folder that can be written'
+            ) from error
+    return overlays, damaged
 
 
 def _parse_box(text: str) -> list[float]:
@@ -79,6 +95,17 @@ def _parse_box(text: str) -> list[float]:
     if len(values) != 4:
         raise argparse.ArgumentTypeError(f'expected x0,y0,x1,y1 (four numbers), got {text!r}')
     return values
+
+
+def _with_box(words: Sequence[str]) -> list[str]:
+    """Joins --box to its numbers: argparse takes -5,-5,60,60 for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == '--box':
+            joined[-1] += f'={word}'
+        else:
+            joined.append(word)
+    return joined
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'handpose predict') -> None:
@@ -95,15 +122,17 @@ def main(argv: Sequence[str] | None = None, prog: str = 'handpose predict') -> N
         help='x0,y0,x1,y1 tight around the hand, pixels; default: the whole image',
     )
     parser.add_argument('--hand', choices=('left', 'right'), default='right')
-    flags = parser.parse_args(argv)
+    flags = parser.parse_args(_with_box(sys.argv[1:] if argv is None else argv))
     try:
-        overlays = _predict_files(
+        overlays, damaged = _predict_files(
             flags.workdir, flags.photos, flags.out, box=flags.box, side=flags.hand
         )
     except ValueError as error:
         sys.exit(f'error: {error}')
     for overlay in overlays:
         print(overlay)
+    if damaged:
+        sys.exit('\n'.join(f'error: {sentence}' for sentence in damaged))
 
 
 if __name__ == '__main__':

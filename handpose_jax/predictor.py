@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from handpose_jax import geometry, runtimes
 from handpose_jax.data import images
-from handpose_jax.data.transforms import crop_image
+from handpose_jax.data.transforms import CROP_RULE, crop_image
 from handpose_jax.evaluation import calibration
 from handpose_jax.evaluation.metrics import EPE_FRAME
 from handpose_jax.hand import KEYPOINT_NAMES
@@ -105,7 +105,7 @@ class Predictor:
         if box is None:
             square = geometry.square_box(geometry.whole_image_box(height, width))
         else:
-            square = geometry.square_box(_as_box(box, height, width), self._crop_scale)
+            square = geometry.square_box(as_box(box, height, width), self._crop_scale)
         crop, image_from_crop = crop_image(image, square, self._runtime.size, mirror=side == 'left')
         found = self._runtime(crop[None])
         keypoints = geometry.apply_affine(image_from_crop, found.keypoints[0].astype(np.float64))
@@ -160,7 +160,10 @@ def _read_sidecar(path: Path) -> tuple[float, int]:
     beside = path.with_name(f'{path.name}.json')
     try:
         about = json.loads(beside.read_text())
-        return float(about['crop']['scale'] or 1.0), int(about['checkpoint_step'])
+        crop, step = about['crop'], int(about['checkpoint_step'])
+        scale = float(crop['scale'] or 1.0)
+        # Earlier exports were cropped by the same rule, and did not tell all of it.
+        rule = {name: crop.get(name, ours) for name, ours in CROP_RULE.items()}
     except FileNotFoundError:
         missing = beside if path.exists() else path
         raise ValueError(
@@ -171,6 +174,13 @@ def _read_sidecar(path: Path) -> tuple[float, int]:
         raise ValueError(
             f'{beside}: expected what handpose export writes beside a network, got {error!r}'
         ) from error
+    for name, ours in CROP_RULE.items():
+        if rule[name] != ours:
+            raise ValueError(
+                f'{beside}: crop.{name}: expected {ours!r}, as this version crops, got '
+                f'{rule[name]!r}; export the network again with this version'
+            )
+    return scale, step
 
 
 def _load_calibration(workdir: str, step: int) -> calibration.Calibration | None:
@@ -213,7 +223,7 @@ def as_image(picture: Any) -> UInt8[np.ndarray, 'h w 3']:
     )
 
 
-def _as_box(box: Any, height: int, width: int) -> Float[np.ndarray, '4']:
+def as_box(box: Any, height: int, width: int) -> Float[np.ndarray, '4']:
     """Reads a box in an image of the given size.
 
     Args:

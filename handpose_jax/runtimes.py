@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from handpose_jax import sessions
 from handpose_jax.process import extras
 from handpose_jax.types import Prediction
 
@@ -116,11 +117,10 @@ def _load_jax(path: str, threads: int | None) -> Runtime:
 
 def _load_stablehlo(path: str, threads: int | None) -> Runtime:
     import jax
-    from jax import export
 
     from handpose_jax.process import compiler_options
 
-    program = export.deserialize(bytearray(Path(path).read_bytes()))
+    program = sessions.stablehlo(path)
     infer = jax.jit(program.call, compiler_options=compiler_options.for_inference())
     (shape,) = (leaf.shape for leaf in program.in_avals)
     return Runtime(lambda images: _as_numpy(infer(images.astype(np.float32))), shape[1])
@@ -129,20 +129,9 @@ def _load_stablehlo(path: str, threads: int | None) -> Runtime:
 def _load_saved_model(path: str, threads: int | None) -> Runtime:
     import tensorflow as tf
 
-    if threads is not None:
-        try:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-            tf.config.threading.set_inter_op_parallelism_threads(threads)
-        except RuntimeError as error:
-            raise ValueError(
-                f'threads: TensorFlow has started in this process already ({error}); load in a '
-                'fresh process'
-            ) from error
-    loaded = tf.saved_model.load(path)
-    (given,) = loaded.signatures['serving_default'].structured_input_signature[1].values()
+    loaded, given = sessions.saved_model(path, threads)
 
     def run(images: np.ndarray) -> Arrays:
-        # The signature is asked for at each call: it does not keep alive what it belongs to.
         found = loaded.signatures['serving_default'](
             **{given.name: tf.constant(images.astype(np.float32))}
         )
@@ -152,10 +141,7 @@ def _load_saved_model(path: str, threads: int | None) -> Runtime:
 
 
 def _load_tflite(path: str, threads: int | None) -> Runtime:
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_path=path, num_threads=threads)
-    interpreter.allocate_tensors()
+    interpreter = sessions.tflite(path, threads)
     (given,) = interpreter.get_input_details()
     runner = interpreter.get_signature_runner()
     (name,) = interpreter.get_signature_list()['serving_default']['inputs']
@@ -168,12 +154,7 @@ def _load_tflite(path: str, threads: int | None) -> Runtime:
 
 
 def _load_onnx(path: str, threads: int | None) -> Runtime:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    session = sessions.onnx(path, threads)
     (given,) = session.get_inputs()
 
     def run(images: np.ndarray) -> Arrays:
@@ -183,13 +164,7 @@ def _load_onnx(path: str, threads: int | None) -> Runtime:
 
 
 def _load_openvino(path: str, threads: int | None) -> Runtime:
-    import openvino
-
-    # Its own choice would be bfloat16 where the CPU has it.
-    options: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}
-    if threads is not None:
-        options['INFERENCE_NUM_THREADS'] = threads
-    compiled = openvino.Core().compile_model(path, 'CPU', options)
+    compiled = sessions.openvino(path, threads)
 
     def run(images: np.ndarray) -> Arrays:
         found = compiled([images.astype(np.float32)])

@@ -1,5 +1,6 @@
 """Training: the step, and the loop around it."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +11,16 @@ import optax
 from ml_collections import ConfigDict
 
 from handpose_jax import evaluate, heatmaps, models
-from handpose_jax.config import balance, source_settings
+from handpose_jax.config import balance, check, source_settings
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
+from handpose_jax.evaluation import metrics, protocols
 from handpose_jax.hand import NUM_KEYPOINTS
-from handpose_jax.process import compiler_options, distributed, interruption
+from handpose_jax.process import compiler_options, distributed, interruption, lock
 from handpose_jax.training import checkpoints, health, losses, optimizers, provenance, writers
 from handpose_jax.training.early_stopping import EarlyStopping
 from handpose_jax.training.state import TrainState, init_state
+from handpose_jax.types import Source
 
 Loss = Callable[[Any, Any, Any], jax.Array]
 
@@ -123,13 +126,20 @@ def _average(old: Any, new: Any, decay: float, step: jax.Array) -> Any:
     return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, old, new)
 
 
-def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> TrainState:
+def train(
+    config: ConfigDict,
+    workdir: str,
+    *,
+    stop_at: int | None = None,
+    accept_changed_data: bool = False,
+) -> TrainState:
     """Trains, or goes on where the workdir's newest checkpoint stopped.
 
     Args:
         config: as configs/*.py make it.
         workdir: receives config, checkpoints, metrics and the evaluation's files.
         stop_at: leave after this step as if interrupted (checkpoint, no final evaluation).
+        accept_changed_data: go on though the training data is not what the run began with.
 
     Returns:
         The state after the last step.
@@ -138,12 +148,20 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
         ValueError: for bad data or settings, or a workdir with another config.
         interruption.Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
     """
+    check(config)
     mesh = distributed.data_mesh()
     batch_size = distributed.process_batch_size(config.batch_size, mesh, field='batch_size')
-    checkpoints.save_config(workdir, config)
+    checkpoints.check_workdir(workdir, config)
     source = sources.load_source(split=config.train_split, **source_settings(config.data))
     model = models.build(**config.model.to_dict())
     tx, rate = optimizers.build(num_steps=config.num_steps, **config.optimizer.to_dict())
+    measured = metrics.metrics_of(protocols.get_protocol(config.protocol))
+    errors = [metric.name for metric in measured if metric.is_error]
+    if config.early_stopping.metric not in errors:
+        raise ValueError(
+            f'config.early_stopping.metric: expected one of {", ".join(errors)}, '
+            f'got {config.early_stopping.metric!r}'
+        )
     stopping = EarlyStopping(**config.early_stopping.to_dict())
     iterator = iter(_train_dataset(config, source, batch_size))
     evaluation = evaluate.Evaluation(config, model, mesh)
@@ -164,12 +182,24 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
         compiler_options=compiler_options.for_training(),
     )
     main = distributed.is_main_process()
-    with checkpoints.Checkpoints(workdir, config) as saved:
+    # Nothing is written before all that can be wrong has been opened.
+    with (
+        lock.hold(workdir) if main else contextlib.nullcontext(),
+        checkpoints.Checkpoints(workdir, config) as saved,
+    ):
         if saved.latest_step() is not None:
             state = saved.restore(state, iterator, stopping)
         first = int(state.step)
         if main:
-            provenance.record(workdir, config, source, first_step=first)
+            provenance.record(
+                workdir,
+                config,
+                source,
+                first_step=first,
+                finished=stopping.finished or first >= config.num_steps,
+                accept_changed_data=accept_changed_data,
+            )
+            checkpoints.save_config(workdir, config)
         last = first if stopping.finished else min(config.num_steps, stop_at or config.num_steps)
         with (
             writers.MetricWriter(workdir, resume_step=first, enabled=main) as writer,
@@ -186,12 +216,12 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
             told_to_stop = distributed.AnyProcess(mesh)
             for step in range(first + 1, last + 1):
                 batch = next(iterator)
-                state, metrics = step_function(state, distributed.to_devices(batch, mesh))
-                watch.step(step, metrics, batch)
-                bar.update(images=config.batch_size, loss=metrics['loss'])
+                state, measures = step_function(state, distributed.to_devices(batch, mesh))
+                watch.step(step, measures, batch)
+                bar.update(images=config.batch_size, loss=measures['loss'])
                 if step % config.log_every == 0 or step == last:
                     learning_rate = optimizers.current_rate(rate, state.opt_state, step - 1)
-                    writer.write(step, {**metrics, 'learning_rate': learning_rate})
+                    writer.write(step, {**measures, 'learning_rate': learning_rate})
                 if step % config.eval_every == 0 and step < config.num_steps:
                     summary = evaluation.run(state.variables()).summary
                     writer.write(step, evaluate.scalars(summary), split='eval')
@@ -221,9 +251,7 @@ def train(config: ConfigDict, workdir: str, *, stop_at: int | None = None) -> Tr
     return state
 
 
-def _train_dataset(
-    config: ConfigDict, source: sources.Source, batch_size: int
-) -> grain.IterDataset:
+def _train_dataset(config: ConfigDict, source: Source, batch_size: int) -> grain.IterDataset:
     return pipeline.train_dataset(
         source,
         size=config.size,

@@ -1,4 +1,4 @@
-"""What flows through the package: Sample, Batch, Prediction; and the glossary of dimension names.
+"""What flows through the package: Sample, Source, Batch, Prediction; and the names of dimensions.
 
 Dimension names in jaxtyping annotations mean the same everywhere:
 
@@ -14,7 +14,8 @@ network's input) and `_heatmap` (pixels of its output). geometry.py states where
 is.
 """
 
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -32,6 +33,25 @@ class Sample(TypedDict):
     image_id: str  # names the record in messages and reports
     # Annotated, but hidden behind something; where absent, the source does not tell.
     hidden: NotRequired[Bool[np.ndarray, '21']]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A finite, random-access collection of samples; read from several threads at once."""
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """For each record, the group it is balanced by."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+    def image_id(self, index: int, /) -> str:
+        """The name of a record in messages and reports, known without reading its image."""
+
+    def fingerprint(self) -> str:
+        """A digest that changes when the records do; a run that goes on compares it."""
 
 
 class Batch(TypedDict):

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from handpose_jax import hand
-from handpose_jax.process import storage
+from handpose_jax.process import outputs, storage
 
 Picture = UInt8[np.ndarray, '_ _ 3']
 Colour = tuple[int, int, int]
@@ -232,15 +232,17 @@ def prediction_sheet(
 
 
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, 'h w 3']) -> None:
-    """Writes an RGB image as PNG; makes the folder if absent.
+    """Writes an RGB image as PNG, marked as made by this package; makes the folder if absent.
 
     Raises:
         OSError: if the file cannot be written.
     """
     target = storage.folder(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text('Software', outputs.MADE_BY)
     data = io.BytesIO()
-    Image.fromarray(image).save(data, 'PNG')
+    Image.fromarray(image).save(data, 'PNG', pnginfo=mark)
     target.write_bytes(data.getvalue())
 
 

@@ -33,6 +33,7 @@ _FAST = (
     'data/test_resampling',
     *('evaluation/test_metrics', 'evaluation/test_protocols', 'training/test_early_stopping'),
     *('training/test_provenance', 'training/test_writers', 'datasets/test_dataset_rhd'),
+    'datasets/test_rhd_layout',
 )
 
 

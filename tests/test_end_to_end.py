@@ -1,6 +1,7 @@
 """The whole path: train, stop, resume, evaluate, predict, from the command line too."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 
 import handpose_jax
-from handpose_jax import predict, train
+from handpose_jax import evaluate, predict, train
 from handpose_jax.config import load
 from handpose_jax.data.sources import SketchSource
+from handpose_jax.evaluation import report
 from handpose_jax.process import interruption
 
 ROOT = Path(__file__).parent.parent
@@ -212,6 +214,66 @@ def test_predict_names_what_is_wrong_and_writes_nothing(
     with pytest.raises(SystemExit, match=message):
         predict.main([*arguments, '--workdir', str(trained), '--out', 'out'])
     assert not list(tmp_path.glob('out/*'))
+
+
+def test_predict_replaces_its_own_results_and_nothing_else(trained, tmp_path):
+    photo = tmp_path / 'a.jpg'
+    cv2.imwrite(str(photo), np.full((32, 32, 3), 128, np.uint8))
+    for _ in range(2):
+        predict.main([str(photo), '--workdir', str(trained), '--out', str(tmp_path)])
+    for name in ('a.png', 'a.json'):
+        own = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(own.replace(b'handpose_jax', b'another tool'))
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(SystemExit, match=f'{name}: is there and was not made by handpose_jax'):
+            predict.main([str(photo), '--workdir', str(trained), '--out', str(tmp_path)])
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+        (tmp_path / name).write_bytes(own)
+
+
+def test_predict_goes_on_after_a_damaged_photograph_and_tells_at_the_end(trained, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    for name in ('a.png', 'b.png', 'c.png'):
+        cv2.imwrite(str(tmp_path / name), noise)
+    damaged = (tmp_path / 'b.png').read_bytes()
+    (tmp_path / 'b.png').write_bytes(damaged[: len(damaged) // 2])
+    photos = [str(tmp_path / name) for name in ('a.png', 'b.png', 'c.png')]
+    with pytest.raises(SystemExit, match=r'error: .*b\.png'):
+        predict.main([*photos, '--workdir', str(trained), '--out', str(tmp_path / 'out')])
+    found = sorted(path.name for path in (tmp_path / 'out').iterdir())
+    assert found == ['a.json', 'a.png', 'c.json', 'c.png']
+
+
+def test_a_hand_cut_by_the_left_edge_has_a_box_that_begins_with_minus(trained, tmp_path):
+    photo = tmp_path / 'a.png'
+    cv2.imwrite(str(photo), np.zeros((64, 64, 3), np.uint8))
+    out = tmp_path / 'out'
+    predict.main([str(photo), '--box', '-5,-5,60,60', '--workdir', str(trained), '--out', str(out)])
+    assert (out / 'a.json').exists()
+
+
+def test_evaluating_on_other_data_takes_the_network_from_the_workdir(trained, tmp_path):
+    """And puts what it finds beside what the run says of itself."""
+    workdir = tmp_path / 'w'
+    shutil.copytree(trained, workdir)
+    before = (workdir / 'metrics.json').read_bytes()
+    write_folder(tmp_path / 'own', 3)
+    other = smoke_config(size=96, eval_split='val')
+    other.update_from_flattened_dict(
+        {'data.name': 'folder', 'data.root': str(tmp_path / 'own'), 'model.width': 1.0}
+    )
+    summary, folder = evaluate.evaluate(str(workdir), other)
+    assert summary['hands'] == 3
+    assert [note for note in summary['notes'] if 'size was taken' in note]
+    assert (workdir / 'metrics.json').read_bytes() == before
+    assert folder.parent == workdir / 'evaluations'
+    assert folder.name.startswith('own_val_box_')
+    assert json.loads((folder / 'metrics.json').read_text())['hands'] == 3
+    # The same network on the same pictures gives the same numbers, whatever config names them.
+    again = smoke_config(eval_split='val')
+    again.update_from_flattened_dict({'data.name': 'folder', 'data.root': str(tmp_path / 'own')})
+    assert evaluate.evaluate(str(workdir), again)[0]['epe_mean_224'] == summary['epe_mean_224']
+    assert report.write_report([folder], tmp_path / 'report').exists()
 
 
 def test_predict_refuses_a_folder_without_a_run(tmp_path):

@@ -141,7 +141,7 @@ class OwnFile:
 
         def bad(field: str, expected: str, got: Any) -> BadRecord:
             return BadRecord(
-                file=file, record=file.stem, field=field, expected=expected, got=_show(got)
+                file=file, record=file.stem, field=field, expected=expected, got=records.show(got)
             )
 
         try:
@@ -187,7 +187,7 @@ class Panoptic:
                 record=f'root[{index}]',
                 field=field,
                 expected=expected,
-                got=_show(got),
+                got=records.show(got),
             )
 
         values = _panoptic_records(self.file)[index]
@@ -256,8 +256,8 @@ def _panoptic_records(file: str) -> list[Any]:
     root = content.get('root') if isinstance(content, dict) else None
     if not isinstance(root, list) or not root:
         raise ValueError(
-            f"{file}: expected an object with a list 'root' of hands, got {_show(content)}; unpack "
-            'the archive again'
+            f"{file}: expected an object with a list 'root' of hands, got {records.show(content)}; "
+            'unpack the archive again'
         )
     return root
 
@@ -308,25 +308,9 @@ def _numbers(
     values: dict[str, Any], field: str, shape: tuple[int, ...], bad: _Bad, *, finite: bool = True
 ) -> np.ndarray:
     """A field as f64 of this shape."""
-    expected = f'numbers in the shape {shape}' if shape else 'a number'
-    value = values.get(field)
-    try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError):
-        raise bad(field, expected, value) from None
-    if array.dtype.kind not in 'iuf' or array.shape != shape:
-        what = f'numbers in the shape {array.shape}' if array.dtype.kind in 'iuf' else value
-        raise bad(field, expected, what)
-    if finite and not np.isfinite(array).all():
-        raise bad(field, f'{expected}, finite', value)
-    return array.astype(np.float64)
+    return records.numbers(field, values.get(field), shape, bad, finite=finite)
 
 
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
     return not path.is_absolute() and '..' not in path.parts and '\\' not in name
-
-
-def _show(value: Any) -> str:
-    text = str(value) if isinstance(value, (str, Exception)) and str(value) else repr(value)
-    return text if len(text) <= 120 else f'{text[:117]}...'

@@ -8,18 +8,17 @@ each. README.md beside this file has the options for each.
 import argparse
 import functools
 import hashlib
-import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
+import ijson
 import numpy as np
 from jaxtyping import Float
 
 from handpose_jax import hand
 from handpose_jax.data import prepared
-from handpose_jax.data.conversion import json_stream, records
+from handpose_jax.data.conversion import records
 from handpose_jax.data.quarantine import BadRecord
 
 NAME = 'coco_wholebody'
@@ -52,10 +51,14 @@ _PUBLISHED = (
     ('val', 'annotations/coco_wholebody_val_v1.0.json', 'val2017'),
 )
 
-_SPLIT_NAME = re.compile('[a-z][a-z0-9_]*')
-
 _SIDES = ('right', 'left')
 _UNKNOWN_SIDE = -1
+
+_NEEDED = ('images', 'annotations')
+_LISTS = (*_NEEDED, 'categories')
+_STARTS = ('start_map', 'start_array')
+# An element that is larger or deeper is no annotation, or the file is broken and never ends.
+_MAX_EVENTS, _MAX_DEPTH = 2**20, 64
 
 
 class Part(NamedTuple):
@@ -148,12 +151,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Converts the files."""
-    _check_name('--name', arguments.name)
+    records.check_name('--name', arguments.name)
     folder = Path(arguments.manual_dir)
     options = Options(arguments.order, arguments.handedness, arguments.boxes)
     name = arguments.name
-    target = Path(arguments.data_dir) if arguments.data_dir else prepared.default_folder(name)
-    cache = target.with_name(f'{target.name}.annotations')
+    cache = records.cache_folder(name, arguments)
     named = parts(folder, arguments.annotations, arguments.images, arguments.split)
     found = splits(named, options=options, cache=cache)
     records.prepare(
@@ -200,7 +202,7 @@ def parts(
             f'{len(annotations)} annotations, {len(images)} images and {len(names)} splits'
         )
     for split in names:
-        _check_name('--split', split)
+        records.check_name('--split', split)
     if len(set(names)) != len(names):
         raise ValueError(f'--split: expected different names, got {list(names)}')
     return [
@@ -240,14 +242,6 @@ def splits(parts: Sequence[Part], *, options: Options, cache: Path) -> dict[str,
             evaluation=part.split in EVALUATION,
         )
     return found
-
-
-def _check_name(what: str, name: str) -> None:
-    if not _SPLIT_NAME.fullmatch(name):
-        raise ValueError(
-            f'{what}: expected a name of small letters, digits and underscores that starts with a '
-            f'letter, got {name!r}'
-        )
 
 
 # --- one hand -------------------------------------------------------------------------------------
@@ -476,35 +470,66 @@ def _table(path: str) -> _Table:
 
 
 def _make_table(annotations: Path, path: Path) -> _Table:
-    """Reads the table, or makes it, if it is not of these annotations."""
+    """The hands of a file, kept in another one for every process."""
     try:
         with annotations.open('rb') as file:
             digest = hashlib.file_digest(file, 'sha256').hexdigest()
     except OSError as error:
         raise ValueError(f'{annotations}: cannot be read ({error.strerror})') from error
-    try:
-        if _table(str(path)).digest == digest:
-            return _table(str(path))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        # Absent, or left unfinished by something else: it is made again.
-        pass
-    arrays = _tabulate(annotations)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix('.partial')
-    with temporary.open('wb') as out:
-        np.savez(out, allow_pickle=False, sha256=np.array(digest), **arrays)
-    temporary.replace(path)
+    records.keep(path, digest, lambda: _tabulate(annotations))
     _table.cache_clear()
     return _table(str(path))
+
+
+def _elements(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """Yields the elements of a file's lists, in its order: key, position in the list, element.
+
+    The files reach gigabytes, several times that as Python values; one element is small.
+    """
+    expected = f'expected a JSON object in UTF-8 with the lists {" and ".join(_NEEDED)}'
+    counts: dict[str, int] = {}
+    key, depth, events, builder = '', 0, 0, ijson.ObjectBuilder()
+    try:
+        with path.open('rb') as file:
+            for event, value in ijson.basic_parse(file, use_float=True):
+                depth -= event in ('end_map', 'end_array')
+                if depth == 0 and event not in ('start_map', 'end_map'):
+                    raise ValueError('it is no object')
+                if depth == 1 and event == 'map_key':
+                    key = value
+                    if key in counts:
+                        raise ValueError(f'{key!r} stands in it twice')
+                elif depth == 1 and key in _LISTS:
+                    if event not in ('start_array', 'end_array'):
+                        raise ValueError(f'{key!r} is no list')
+                    counts.setdefault(key, 0)
+                elif depth > 1 and key in _LISTS:
+                    builder.event(event, value)
+                    events += 1
+                    if depth == 2 and event not in _STARTS:
+                        yield key, counts[key], builder.value
+                        counts[key] += 1
+                        events, builder = 0, ijson.ObjectBuilder()
+                depth += event in _STARTS
+                if depth > _MAX_DEPTH or events > _MAX_EVENTS:
+                    raise ValueError('one of its values is nested too deeply or never ends')
+    except (ValueError, ijson.JSONError) as error:
+        # The parser shows the place in lines of its own.
+        reason = ' '.join(str(error).split())
+        raise ValueError(
+            f'{path}: {expected}, got something else, or numbers like NaN and Infinity, which JSON '
+            f'does not have: {reason}'
+        ) from error
+    missing = [name for name in _NEEDED if name not in counts]
+    if missing:
+        raise ValueError(f'{path}: {expected}, but {" and ".join(missing)} are missing')
 
 
 def _tabulate(annotations: Path) -> dict[str, np.ndarray]:
     images: dict[Any, tuple[int, str, int, int]] = {}
     side_of_category: dict[Any, int] = {}
     found: list[_Hand] = []
-    for name, position, value in json_stream.elements(
-        annotations, ('images', 'annotations'), ('categories',)
-    ):
+    for name, position, value in _elements(annotations):
         if name == 'images':
             number, image = _image(annotations, position, value)
             images[number] = (len(images), *image)

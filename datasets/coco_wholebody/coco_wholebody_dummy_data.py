@@ -3,37 +3,15 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from made_up import Truth, by_id, most, save, tight
 
 from handpose_jax import hand
 from handpose_jax.synthetic.drawing import posed
 
 _BODY, _FOOT, _FACE = 17, 6, 68
-
-
-class Truth(NamedTuple):
-    """One hand.
-
-    Attributes:
-        image_id: its name: file, annotation and, of a person, side.
-        file: of its image.
-        keypoints: f64[21 2], image pixels, in the order of handpose_jax.hand.
-        counted: bool[21], annotated.
-        is_left: which hand.
-        box: f64[4], x0, y0, x1, y1 as annotated.
-        head_size: pixels; NaN where the file has none.
-    """
-
-    image_id: str
-    file: str
-    keypoints: np.ndarray
-    counted: np.ndarray
-    is_left: bool
-    box: np.ndarray
-    head_size: float
 
 
 def write(
@@ -43,7 +21,7 @@ def write(
     persons: Mapping[str, int] | None = None,
     height: int = 120,
     width: int = 160,
-) -> dict[str, list[Truth]]:
+) -> dict[str, Truth]:
     """Writes COCO-WholeBody's annotations and the images of COCO 2017 into a folder.
 
     Each image shows one person. Persons take turns in having both hands, one or none; a crowd and
@@ -57,10 +35,10 @@ def write(
         width: of the images, pixels.
 
     Returns:
-        For each split its hands, the right one of a person first.
+        By image_id the hands, the right one of a person first.
     """
     counts = {'train': 4, 'val': 2} if persons is None else persons
-    truth: dict[str, list[Truth]] = {split: [] for split in counts}
+    truth: list[Truth] = []
     (folder / 'annotations').mkdir(parents=True, exist_ok=True)
     for stream, (split, count) in enumerate(counts.items()):
         rng = np.random.default_rng([seed, stream])
@@ -70,11 +48,11 @@ def write(
         for number in range(count):
             # Large numbers that do not begin at one, as COCO's.
             image = _image(1000 * (stream + 1) + 7 * number, split, height, width)
-            annotation, hands, picture = _person(rng, image, number, count)
-            Image.fromarray(picture).save(pictures / image['file_name'], quality=90)
+            annotation, hands, picture = _person(rng, image, number, count, pictures)
+            save(pictures / image['file_name'], picture)
             images.append(image)
             annotations.append(annotation)
-            truth[split] += hands
+            truth += hands
         annotations.append(_crowd(images[0]))
         path = folder / 'annotations' / f'coco_wholebody_{split}_v1.0.json'
         content = {
@@ -85,7 +63,7 @@ def write(
             'categories': [{'supercategory': 'person', 'id': 1, 'name': 'person'}],
         }
         path.write_text(json.dumps(content), encoding='utf-8')
-    return truth
+    return by_id(truth)
 
 
 def _image(number: int, split: str, height: int, width: int) -> dict[str, Any]:
@@ -103,7 +81,7 @@ def _image(number: int, split: str, height: int, width: int) -> dict[str, Any]:
 
 
 def _person(
-    rng: np.random.Generator, image: dict[str, Any], number: int, count: int
+    rng: np.random.Generator, image: dict[str, Any], number: int, count: int, folder: Path
 ) -> tuple[dict[str, Any], list[Truth], np.ndarray]:
     height, width = image['height'], image['width']
     sides = (('right', 'left'), ('left',), ('right',), ())[number % 4]
@@ -134,18 +112,17 @@ def _person(
             sample = posed.sample(rng, height=height, width=share, is_left=side == 'left')
             keypoints = sample.keypoints + np.array([share * len(pictures), 0])
             pictures.append(sample.image)
-            counted = rng.random(hand.NUM_KEYPOINTS) < 0.8
-            counted[[hand.WRIST, *hand.FINGERTIPS]] = True
+            counted = most(rng, 0.8)
             values, box = _annotate(rng, keypoints, counted)
             truth.append(
                 Truth(
                     f'{image["file_name"]}#{identity}/{side}',
-                    image['file_name'],
+                    folder.name.removesuffix('2017'),
+                    folder / image['file_name'],
                     keypoints,
                     counted,
                     side == 'left',
-                    box,
-                    np.nan,
+                    extra={'box': box},
                 )
             )
         annotation[f'{side}hand_box'] = [*box[:2], *(box[2:] - box[:2])]
@@ -176,9 +153,7 @@ def _annotate(
     # Where it is known, v is 1 or, in part of COCO-WholeBody, a share of it.
     v = np.where(counted, rng.choice([1.0, 0.14], hand.NUM_KEYPOINTS), 0.0)
     triples = np.column_stack([np.where(counted[:, None], keypoints, 0.0), v])
-    shown = keypoints[counted]
-    box = np.concatenate([shown.min(axis=0) - 3, shown.max(axis=0) + 4])
-    return triples.ravel().tolist(), box
+    return triples.ravel().tolist(), tight(keypoints, counted) + np.array([-3, -3, 4, 4])
 
 
 def write_hands(
@@ -191,7 +166,7 @@ def write_hands(
     extras: Sequence[str] = (),
     height: int = 120,
     width: int = 160,
-) -> list[Truth]:
+) -> dict[str, Truth]:
     """Writes hands.json, in the form that MMPose has for data sets of hands, and its images.
 
     Every other hand is a left one. File names end in _l or _r.
@@ -207,7 +182,7 @@ def write_hands(
         width: of the images, pixels.
 
     Returns:
-        The hands.
+        By image_id the hands.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,9 +191,8 @@ def write_hands(
         is_left = bool(number % 2)
         file = f'{number:04d}_{"l" if is_left else "r"}.png'
         sample = posed.sample(rng, height=height, width=width, is_left=is_left)
-        Image.fromarray(sample.image).save(folder / file)
-        counted = rng.random(hand.NUM_KEYPOINTS) < 0.8
-        counted[[hand.WRIST, *hand.FINGERTIPS]] = True
+        save(folder / file, sample.image)
+        counted = most(rng, 0.8)
         values, box = _annotate(rng, sample.keypoints, counted)
         theirs = np.zeros((hand.NUM_KEYPOINTS, 3))
         theirs[list(order)] = np.reshape(values, (hand.NUM_KEYPOINTS, 3))
@@ -232,7 +206,7 @@ def write_hands(
             'iscrowd': 0,
             'area': float(np.prod(box[2:] - box[:2])),
         }
-        head_size = np.nan
+        head_size = None
         if 'hand_type' in extras:
             annotation['hand_type'] = 'left' if is_left else 'right'
         if 'head_size' in extras:
@@ -242,7 +216,16 @@ def write_hands(
         images.append({'file_name': file, 'height': height, 'width': width, 'id': 700 + number})
         annotations.append(annotation)
         truth.append(
-            Truth(f'{file}#{50 + number}', file, sample.keypoints, counted, is_left, box, head_size)
+            Truth(
+                f'{file}#{50 + number}',
+                'train',
+                folder / file,
+                sample.keypoints,
+                counted,
+                is_left,
+                norm_size=head_size,
+                extra={'box': box},
+            )
         )
     names = ('right_hand', 'left_hand') if 'category' in extras else ('hand',)
     content = {
@@ -256,4 +239,4 @@ def write_hands(
         ],
     }
     (folder / 'hands.json').write_text(json.dumps(content), encoding='utf-8')
-    return truth
+    return by_id(truth)

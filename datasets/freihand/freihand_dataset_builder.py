@@ -183,30 +183,16 @@ class FreiHand:
         )
 
     def _value(self, field: str, label: int, shape: tuple[int, ...]) -> np.ndarray:
-        value = _table(_file(self.folder, self.part, field), shape)[label]
-        expected = f'numbers in the shape {shape}'
-        try:
-            array = np.asarray(value)
-        except (ValueError, OverflowError):
-            raise self._bad(field, label, expected, value) from None
-        if array.dtype.kind not in 'iuf' or array.shape != shape:
-            what = f'numbers in the shape {array.shape}' if array.dtype.kind in 'iuf' else value
-            raise self._bad(field, label, expected, what)
-        broken = ~np.isfinite(array).all(axis=1)
-        if broken.any():
-            row = int(np.argmax(broken))
-            got = f'{array[row].tolist()} in row {row}'
-            raise self._bad(field, label, f'{expected}, finite', got)
-        return array.astype(np.float64)
+        file = _file(self.folder, self.part, field)
+
+        def bad(field: str, expected: str, got: Any) -> BadRecord:
+            return self._bad(field, label, expected, got)
+
+        return records.numbers(field, _table(file, shape)[label], shape, bad, finite=True)
 
     def _bad(self, field: str, label: int, expected: str, got: Any) -> BadRecord:
-        return BadRecord(
-            file=_file(self.folder, self.part, field),
-            record=label,
-            field=field,
-            expected=expected,
-            got=_show(got),
-        )
+        file = _file(self.folder, self.part, field)
+        return BadRecord(file=file, record=label, field=field, expected=expected, got=got)
 
 
 def _find(given: Path, file: str, root: str, archive: str) -> Path | None:
@@ -263,15 +249,10 @@ def _table(path: str, shape: tuple[int, ...]) -> np.ndarray | list[Any]:
             'again'
         ) from error
     if not isinstance(values, list):
-        raise ValueError(f'{path}: expected a list of records, got {_show(values)}')
+        raise ValueError(f'{path}: expected a list of records, got {records.show(values)}')
     try:
         array = np.asarray(values)
     except (ValueError, OverflowError):
         return values
     # As lists of numbers the published files take ten times the memory.
     return array if array.dtype.kind in 'iuf' and array.shape[1:] == shape else values
-
-
-def _show(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else f'{text[:117]}...'

@@ -10,34 +10,19 @@ Masks and the files of hand models and scales, which nothing here reads, are not
 
 import json
 import os
+import shutil
 from pathlib import Path
-from typing import NamedTuple
 
-import cv2
 import numpy as np
 from jaxtyping import Float
+from made_up import Truth, by_id, save
 
+from handpose_jax import hand
 from handpose_jax.synthetic.drawing import posed
 
 NUM_VERSIONS = 4
 
 _DISTANCE = 0.6, 1.0
-
-
-class Truth(NamedTuple):
-    """What a label's records must hold.
-
-    Attributes:
-        images: paths of its images, one for each version.
-        keypoints: f64[21 2], image pixels.
-        keypoints_3d: f64[21 3], metres, camera frame.
-        camera: f64[3 3], intrinsic matrix, pixels.
-    """
-
-    images: tuple[Path, ...]
-    keypoints: Float[np.ndarray, '21 2']
-    keypoints_3d: Float[np.ndarray, '21 3']
-    camera: Float[np.ndarray, '3 3']
 
 
 def write(
@@ -47,7 +32,7 @@ def write(
     labels: int = 24,
     evaluation: int = 4,
     size: int = 112,
-) -> dict[str, list[Truth]]:
+) -> dict[str, Truth]:
     """Writes both archives, unpacked; one that is asked for no hands is not written.
 
     Args:
@@ -58,49 +43,54 @@ def write(
         size: side of the images, pixels; the authors' have 224.
 
     Returns:
-        'training' and 'evaluation', by label.
+        By image_id the records of all versions.
     """
     rng = np.random.default_rng(seed)
     root, eval_root = Path(folder) / 'FreiHAND_pub_v2', Path(folder) / 'FreiHAND_pub_v2_eval'
-    truth = {}
+    truth = []
     if labels:
-        truth['training'] = _write_part(rng, root, 'training', labels, NUM_VERSIONS, size)
+        truth += _write_part(rng, root, 'training', labels, NUM_VERSIONS, size)
     if evaluation:
-        truth['evaluation'] = _write_part(rng, eval_root, 'evaluation', evaluation, 1, size)
+        truth += _write_part(rng, eval_root, 'evaluation', evaluation, 1, size)
     if labels and evaluation:
-        (root / 'evaluation' / 'rgb').mkdir(parents=True)
-        for one in truth['evaluation']:
-            path = root / 'evaluation' / 'rgb' / one.images[0].name
-            path.write_bytes(one.images[0].read_bytes())
-        copied = (eval_root / 'evaluation_K.json').read_bytes()
-        (root / 'evaluation_K.json').write_bytes(copied)
-    return truth
+        shutil.copytree(eval_root / 'evaluation', root / 'evaluation')
+        shutil.copy(eval_root / 'evaluation_K.json', root)
+    return by_id(truth)
 
 
 def _write_part(
     rng: np.random.Generator, root: Path, part: str, labels: int, versions: int, size: int
 ) -> list[Truth]:
     (root / part / 'rgb').mkdir(parents=True)
+    hands = [
+        posed.sample(rng, height=size, width=size, camera=_camera(rng, size), distance=_DISTANCE)
+        for _ in range(labels)
+    ]
     truth = []
-    for label in range(labels):
-        one = posed.sample(
-            rng, height=size, width=size, camera=_camera(rng, size), distance=_DISTANCE
-        )
-        paths = tuple(
-            root / part / 'rgb' / f'{version * labels + label:08d}.jpg'
-            for version in range(versions)
-        )
-        for version, path in enumerate(paths):
+    for version in range(versions):
+        for label, one in enumerate(hands):
+            number = f'{version * labels + label:08d}'
             image = one.image
             if version > 0:
                 # The same hand, another background.
                 image = posed.paint(rng, one.keypoints, height=size, width=size)
-            _, data = cv2.imencode('.jpg', image[:, :, ::-1])
-            path.write_bytes(data.tobytes())
-        truth.append(Truth(paths, one.keypoints, one.keypoints_3d, one.camera))
+            path = root / part / 'rgb' / f'{number}.jpg'
+            save(path, image)
+            truth.append(
+                Truth(
+                    f'{part}/{number}',
+                    '' if part == 'training' else part,
+                    path,
+                    one.keypoints,
+                    np.ones(hand.NUM_KEYPOINTS, bool),
+                    False,
+                    keypoints_3d=one.keypoints_3d,
+                    camera=one.camera,
+                )
+            )
     tables = {
-        'xyz': [one.keypoints_3d.tolist() for one in truth],
-        'K': [one.camera.tolist() for one in truth],
+        'xyz': [one.keypoints_3d.tolist() for one in hands],
+        'K': [one.camera.tolist() for one in hands],
     }
     for field, values in tables.items():
         (root / f'{part}_{field}.json').write_text(json.dumps(values))

@@ -9,8 +9,10 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
+import rhd_layout
+
 from handpose_jax import geometry
-from handpose_jax.data import prepared, rhd
+from handpose_jax.data import prepared
 from handpose_jax.data.conversion import records
 
 NAME = 'rhd'
@@ -67,8 +69,8 @@ class MakeExample(NamedTuple):
 
 
 @functools.cache
-def _annotations(folder: str, split: str, cache: str) -> rhd.RhdAnnotations:
-    return rhd.RhdAnnotations(folder, split, cache=cache)
+def _annotations(folder: str, split: str, cache: str) -> rhd_layout.RhdAnnotations:
+    return rhd_layout.RhdAnnotations(folder, split, cache=cache)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,8 +105,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     folder = records.find(
         arguments.manual_dir, 'RHD_published_v2', ('RHD_v1-1.zip',), advice=ADVICE
     )
-    target = Path(arguments.data_dir) if arguments.data_dir else prepared.default_folder(NAME)
-    cache = target.with_name(f'{target.name}.annotations')
+    cache = records.cache_folder(NAME, arguments)
     if not cache.exists():
         print(
             f'reading the annotations takes up to a minute or two; a copy is kept in {cache}',

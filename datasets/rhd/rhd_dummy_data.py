@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
+import rhd_layout
+from made_up import Truth, by_id, most, tight
 
 from handpose_jax import hand
-from handpose_jax.data import rhd
 from handpose_jax.synthetic.drawing import posed
 
 FOLDER = 'RHD_published_v2'
@@ -20,37 +20,13 @@ _PERSON = 1
 _PARTS = 3
 
 
-class Truth(NamedTuple):
-    """The dominant hand of a record, in the order of handpose_jax.hand.
-
-    Attributes:
-        image_id: split and number.
-        image: u8[h w 3].
-        keypoints: f64[21 2], image pixels.
-        visible: bool[21].
-        keypoints_3d: f64[21 3], metres.
-        camera: f64[3 3].
-        is_left: which hand.
-        both: whether the other hand is annotated too.
-    """
-
-    image_id: str
-    image: np.ndarray
-    keypoints: np.ndarray
-    visible: np.ndarray
-    keypoints_3d: np.ndarray
-    camera: np.ndarray
-    is_left: bool
-    both: bool
-
-
 def write(
     folder: Path,
     *,
     seed: int = 0,
     records: Mapping[str, int] | None = None,
     size: int = 320,
-) -> dict[str, list[Truth]]:
+) -> dict[str, Truth]:
     """Writes the data set's folder, RHD_published_v2, into a folder.
 
     Even records have a left dominant hand, odd ones a right one; every third has no other hand.
@@ -63,20 +39,20 @@ def write(
         size: side of the pictures, pixels.
 
     Returns:
-        For each of the two what the dominant hands really are.
+        By image_id what the dominant hands really are.
     """
     counts = {'training': 4, 'evaluation': 2} if records is None else records
-    truth: dict[str, list[Truth]] = {split: [] for split in counts}
+    truth: list[Truth] = []
     for stream, (split, count) in enumerate(counts.items()):
         rng = np.random.default_rng([seed, stream])
-        made = _records(rng, count, size, split, truth[split])
-        rhd.write_records(folder / FOLDER, split, made)
-    return truth
+        made = _records(rng, count, size, folder / FOLDER / split, truth)
+        rhd_layout.write_records(folder / FOLDER, split, made)
+    return by_id(truth)
 
 
 def _records(
-    rng: np.random.Generator, count: int, size: int, split: str, truth: list[Truth]
-) -> Iterator[rhd.WrittenRecord]:
+    rng: np.random.Generator, count: int, size: int, folder: Path, truth: list[Truth]
+) -> Iterator[rhd_layout.WrittenRecord]:
     for number in range(count):
         dominant, other = ('left', 'right') if number % 2 == 0 else ('right', 'left')
         both = number % 3 != 2
@@ -86,7 +62,7 @@ def _records(
         mask = np.zeros((size, size), np.uint8)
         mask[: size // 20] = _PERSON
         image = None
-        hands: dict[str, rhd.WrittenHand] = {}
+        hands: dict[str, rhd_layout.WrittenHand] = {}
         # The dominant hand is the nearer one, drawn last: it covers the other.
         for side, distance in ((other, (1.2, 1.4)), (dominant, (0.4, 0.6))):
             if side == other and not both:
@@ -104,15 +80,26 @@ def _records(
                 image = sample.image
             else:
                 image = np.where(covered[:, :, None], sample.image, image)
-            visible = rng.random(hand.NUM_KEYPOINTS) < 0.8
-            visible[[hand.WRIST, *hand.FINGERTIPS]] = True
-            hands[side] = rhd.WrittenHand(sample.keypoints, visible, sample.keypoints_3d)
+            hands[side] = rhd_layout.WrittenHand(
+                sample.keypoints, most(rng, 0.8), sample.keypoints_3d
+            )
+        keypoints, visible, keypoints_3d = hands[dominant]
         truth.append(
             Truth(
-                f'{split}/{number:05d}', image, *hands[dominant], camera, dominant == 'left', both
+                image_id=f'{folder.name}/{number:05d}',
+                split={'training': 'train', 'evaluation': 'test'}[folder.name],
+                image=folder / 'color' / f'{number:05d}.png',
+                keypoints=keypoints,
+                annotated=np.ones(hand.NUM_KEYPOINTS, bool),
+                is_left=dominant == 'left',
+                box=tight(keypoints, visible),
+                visible=visible,
+                keypoints_3d=keypoints_3d,
+                camera=camera,
+                extra={'both': both, 'picture': image},
             )
         )
-        yield rhd.WrittenRecord(image, mask, camera, hands.get('left'), hands.get('right'))
+        yield rhd_layout.WrittenRecord(image, mask, camera, hands.get('left'), hands.get('right'))
 
 
 def _mark(mask: np.ndarray, keypoints: np.ndarray, first: int) -> np.ndarray:

@@ -41,13 +41,14 @@ def prepare(arguments: argparse.Namespace) -> None:
     """Renders, or goes on rendering, the data set."""
     options = scene_options(arguments)
     if arguments.rhd:
-        from handpose_jax.data import rhd
+        from prepare import HERE, load_builder
 
+        rhd_layout = load_builder(HERE / 'rhd' / 'rhd_layout.py')
         counts = {'training': arguments.count, 'evaluation': max(1, arguments.count // 10)}
         for split, first in _RHD_SPLITS.items():
             numbers = itertools.islice(itertools.count(first), counts[split])
             rendered = (generate(options, arguments.seed, number) for number in numbers)
-            rhd.write_rhd(pathlib.Path(arguments.rhd), split, rendered)
+            rhd_layout.write_rhd(pathlib.Path(arguments.rhd), split, rendered)
         return
     count, seed = arguments.count, arguments.seed
     folder = arguments.data_dir or synthetic_hands.default_folder(options, count=count, seed=seed)

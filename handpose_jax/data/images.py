@@ -66,14 +66,22 @@ def read_image(
     Raises:
         ValueError: if the file cannot be read or decoded; the message names it.
     """
+    return decode_image(read_bytes(path), str(path), max_megapixels=max_megapixels)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Reads an image file as it is stored.
+
+    Raises:
+        ValueError: if the file cannot be read; the message names it.
+    """
     try:
         with open(path, 'rb', buffering=0) as file:
-            data = file.readall()
+            return file.readall()
     except FileNotFoundError as error:
         raise ValueError(f'{path}: no such image file; check the path') from error
     except OSError as error:
         raise ValueError(f'{path}: the image file cannot be read ({error.strerror})') from error
-    return decode_image(data, str(path), max_megapixels=max_megapixels)
 
 
 def decode_image(

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from handpose_jax.types import Sample
+from handpose_jax.types import Sample, Source
 
 
 class MixtureSource:
@@ -16,13 +16,13 @@ class MixtureSource:
     part is shown: a number, or a weight for each name.
 
     Args:
-        parts: sources (sources.Source) by name.
+        parts: sources by name.
 
     Raises:
         ValueError: without parts.
     """
 
-    def __init__(self, parts: Mapping[str, Any]):
+    def __init__(self, parts: Mapping[str, Source]):
         if not parts:
             raise ValueError('data.parts: expected at least one data set, got none')
         self._names = tuple(parts)

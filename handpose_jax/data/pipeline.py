@@ -15,8 +15,8 @@ import grain
 import numpy as np
 
 from handpose_jax import hand
-from handpose_jax.data.sources import Source
 from handpose_jax.data.transforms import Augmentation, crop_example
+from handpose_jax.types import Source
 
 _BATCHES_AHEAD_PER_THREAD = 2
 

@@ -21,7 +21,10 @@ NAME = 'synthetic_hands'
 VERSION = '2.0.0'
 """Raised when a seed gives other pictures than before, so that old data sets are not used."""
 
-_JPEG_QUALITY = 95
+_JPEG = (
+    *(cv2.IMWRITE_JPEG_QUALITY, 95),
+    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+)
 
 # Pictures of one seed are numbered on through the splits, so no split shows a picture of another.
 _FIRST_OF_SPLIT = {'train': 0, 'val': 10_000_000, 'test': 20_000_000}
@@ -39,14 +42,7 @@ class MakeExample:
         """Renders one hand."""
         mitsuba_renderer.set_threads(1)
         rendered = generate(self.options, self.seed, self.first + index)
-        encoded = cv2.imencode(
-            '.jpg',
-            rendered.image[..., ::-1],
-            [
-                *(cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY),
-                *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
-            ],
-        )[1]
+        encoded = cv2.imencode('.jpg', rendered.image[..., ::-1], _JPEG)[1]
         everything = np.ones(len(rendered.keypoints), bool)
         tight = geometry.keypoint_box(rendered.keypoints, everything)
         return {

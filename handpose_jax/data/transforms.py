@@ -28,6 +28,28 @@ except ModuleNotFoundError:
 PADDING = 127
 """Grey level outside the image: next to zero once the network has normalised x/127.5 - 1."""
 
+_AVERAGED_FROM = 2
+"""Photograph pixels for each pixel of the crop, from which on they are averaged in blocks first."""
+
+_MARGIN_BLOCKS = 2
+"""So many blocks beyond what the crop shows belong to the part that is averaged."""
+
+CROP_RULE: dict[str, Any] = {
+    'averaging': {
+        'from_step': _AVERAGED_FROM,
+        'block': 'floor(step)',
+        'margin_blocks': _MARGIN_BLOCKS,
+    },
+    'sampling': 'bilinear',
+    'outside_the_image': PADDING,
+}
+"""How warp_crop makes pixels, as exported networks tell it. The page docs/export.md has the
+formulas; whoever changes warp_crop changes this and the page."""
+
+_DIGITS = 6
+"""Coordinates are rounded to that many decimals before their floor is taken: the last bits of a sum
+would otherwise decide where blocks of pixels begin, and for two programs differently."""
+
 _REFERENCE_SIZE = 224
 
 # Source: ITU-R BT.601, section 2.5.1, the weights of red, green and blue in luminance.
@@ -195,7 +217,8 @@ def warp_crop(
 ) -> UInt8[np.ndarray, 's s 3']:
     """Cuts a crop out of an image by an affine map, bilinearly, padded with the grey level PADDING.
 
-    A map that shrinks to less than half averages pixels first, so that fine texture does not alias.
+    A map that shrinks to half or less averages blocks of pixels first, so that fine texture does
+    not alias. CROP_RULE has the numbers, docs/export.md the formulas: other programs follow them.
 
     Args:
         image: RGB.
@@ -203,21 +226,22 @@ def warp_crop(
         size: side of the crop, pixels.
     """
     (a, b), (c, d) = image_from_crop[:, :2].tolist()
-    shrink = max(1, int(math.sqrt(abs(a * d - b * c))))
+    step = round(math.sqrt(abs(a * d - b * c)), _DIGITS)
+    block = int(step) if step >= _AVERAGED_FROM else 1
 
     # Only the part of the image that the crop shows, and a margin that keeps its borders out of
     # sight: averaging a whole photograph for a small hand would be wasteful, and OpenCV refuses to
     # warp images with a side of 32,768 pixels or more.
-    x0, x1 = _reached(image_from_crop[0].tolist(), size, 2 * shrink, image.shape[1])
-    y0, y1 = _reached(image_from_crop[1].tolist(), size, 2 * shrink, image.shape[0])
+    x0, x1 = _reached(image_from_crop[0].tolist(), size, _MARGIN_BLOCKS * block, image.shape[1])
+    y0, y1 = _reached(image_from_crop[1].tolist(), size, _MARGIN_BLOCKS * block, image.shape[0])
     if x0 >= x1 or y0 >= y1:
         return np.full((size, size, 3), PADDING, np.uint8)
     part = image[y0:y1, x0:x1]
     part_from_crop = image_from_crop - np.array([[0.0, 0.0, x0], [0.0, 0.0, y0]])
 
-    if shrink > 1:
+    if block > 1:
         part_width, part_height = x1 - x0, y1 - y0
-        width, height = max(1, round(part_width / shrink)), max(1, round(part_height / shrink))
+        width, height = max(1, round(part_width / block)), max(1, round(part_height / block))
         if cv2 is None:
             part = resampling.average(part, width, height)
         else:
@@ -247,7 +271,8 @@ def _reached(row: Sequence[float], size: int, margin: int, limit: int) -> tuple[
     a, b, offset = row
     middle = a * (size - 1) / 2 + b * (size - 1) / 2 + offset
     reach = (abs(a) + abs(b)) * size / 2
-    first, last = math.floor(middle - reach) - margin, math.ceil(middle + reach) + margin + 1
+    first = math.floor(round(middle - reach, _DIGITS)) - margin
+    last = math.ceil(round(middle + reach, _DIGITS)) + margin + 1
     return min(max(first, 0), limit), min(max(last, 0), limit)
 
 

@@ -20,13 +20,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from handpose_jax import hand, inference, models
 from handpose_jax.config import crop_scale, evaluation_data
 from handpose_jax.data import pipeline, sources, transforms
-from handpose_jax.export import fresh_run, gate, graph, onnx, stablehlo, tflite
+from handpose_jax.export import fresh_run, gate, golden, graph, onnx, stablehlo, tflite
 from handpose_jax.process import extras, storage
+from handpose_jax.types import Source
 
 FOLDER = 'export'
 """In the workdir."""
@@ -162,22 +164,29 @@ def export(
         for implementation, portable in (('lax', True), ('auto', True), ('auto', False))
     )
     metadata = _metadata(trained, lax)
+    example = golden.make(trained.config.size, metadata['crop']['scale'])
+    reference, keypoints = _reference(trained, config, num_images, example)
+    metadata['golden'] = golden.describe(example, keypoints)
     calibration = crops(config, config.train_split, num_images)['image']
     given = Given(lax, auto, for_jax, calibration, metadata)
-    reference = _reference(trained, config, num_images)
+    shown = np.concatenate([reference.images, example.crop[None]])
     # In the workdir: a folder elsewhere may be on another disk, and could not be renamed.
     with tempfile.TemporaryDirectory(dir=workdir, prefix='export_unfinished_') as temporary:
         folder, scratch = Path(temporary) / FOLDER, Path(temporary) / 'scratch'
         folder.mkdir()
         scratch.mkdir()
+        golden.write(example, folder)
         rows = []
+        found: dict[str, Float[np.ndarray, '21 3']] = {}
         for name, artefact in chosen.items():
             path = folder / artefact.file
             artefact.write(given, path)
             for backend in _installed(artefact.backends):
-                maps, keypoints = fresh_run.run(backend, path, reference.images, scratch)
-                figures = gate.compare(reference, maps, keypoints, artefact.precision)
+                maps, keypoints = fresh_run.run(backend, path, shown, scratch)
+                # The last is the golden crop, of which the gate knows no truth.
+                figures = gate.compare(reference, maps[:-1], keypoints[:-1], artefact.precision)
                 rows.append({'artefact': name, 'backend': backend, **figures})
+                found.setdefault(name, keypoints[-1])
         if any(row['misses'] for row in rows):
             raise ValueError(
                 f'workdir {workdir}: the gate refuses the export, nothing is written\n'
@@ -198,6 +207,7 @@ def export(
                 },
                 'bytes': sum(f.stat().st_size for f in _files(path)),
                 'sha256': _digest(path),
+                'golden': golden.describe(example, found[name]),
                 'gate': [row for row in rows if row['artefact'] == name],
             }
             _write_json(folder / f'{artefact.file}.json', own)
@@ -249,7 +259,7 @@ def crops(config: ConfigDict, split: str, number: int) -> dict[str, Any]:
 class _Some:
     """Some of a source's records."""
 
-    def __init__(self, source: sources.Source, chosen: np.ndarray) -> None:
+    def __init__(self, source: Source, chosen: np.ndarray) -> None:
         self._source = source
         self._chosen = [int(index) for index in chosen]
 
@@ -270,7 +280,10 @@ class _Some:
         return self._source.fingerprint()
 
 
-def _reference(trained: graph.Trained, config: ConfigDict, number: int) -> gate.Reference:
+def _reference(
+    trained: graph.Trained, config: ConfigDict, number: int, example: golden.Golden
+) -> tuple[gate.Reference, Float[np.ndarray, '21 3']]:
+    """What JAX finds in real crops, and in the golden one."""
     batch = crops(config, config.eval_split, number)
     own = trained.config
     # Artefacts compute in float32, whatever the training did.
@@ -278,10 +291,14 @@ def _reference(trained: graph.Trained, config: ConfigDict, number: int) -> gate.
     # GPUs multiply with fewer bits, and would not keep the limits of float32.
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
         variables = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), trained.variables)
-        found = inference.make_infer(model, own.decode.to_dict(), variables)(batch['image'])
+        infer = inference.make_infer(model, own.decode.to_dict(), variables)
+        found = infer(np.concatenate([batch['image'], example.crop[None]]))
     maps, keypoints = (np.asarray(array) for array in found)
     peaks = own.decode.get('method', 'peak') == 'peak'
-    return gate.Reference(batch, maps, keypoints, config.protocol, model.stride, peaks)
+    return (
+        gate.Reference(batch, maps[:-1], keypoints[:-1], config.protocol, model.stride, peaks),
+        keypoints[-1],
+    )
 
 
 def _metadata(trained: graph.Trained, exported: graph.Graph) -> dict[str, Any]:
@@ -304,7 +321,8 @@ def _metadata(trained: graph.Trained, exported: graph.Graph) -> dict[str, Any]:
             if whole
             else 'the square around the box of the hand, enlarged by the scale about its centre',
             'scale': None if whole else crop_scale(config),
-            'outside_the_image': transforms.PADDING,
+            'step': 'side of the square / size, photograph pixels for each pixel of the crop',
+            **transforms.CROP_RULE,
             'left_hands': 'mirrored before, and the x of what is found mirrored back',
             'pixel_centres': 'at whole numbers: the crop reaches from -0.5 to size - 0.5',
         },

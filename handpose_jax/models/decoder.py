@@ -38,7 +38,8 @@ def check_sides(images: Array) -> None:
     """Raises ValueError unless the height and width of [b h w c] are divisible by 16."""
     if images.shape[1] % 16 or images.shape[2] % 16:
         raise ValueError(
-            f"the input's height and width must be divisible by 16, got {images.shape[1:3]}"
+            f'size: expected an input whose height and width are divisible by 16, got '
+            f'{images.shape[1:3]}'
         )
 
 

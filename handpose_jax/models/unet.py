@@ -62,7 +62,7 @@ class UNet(nn.Module):
         """
         if images.shape[1] % _DIVISOR or images.shape[2] % _DIVISOR:
             raise ValueError(
-                f"the input's height and width must be divisible by {_DIVISOR}, got "
+                f'size: expected an input whose height and width are divisible by {_DIVISOR}, got '
                 f'{images.shape[1:3]}'
             )
 

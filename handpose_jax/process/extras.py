@@ -11,9 +11,18 @@ from pathlib import Path
 _MODULES = {
     '': ('PIL', 'jaxtyping', 'numpy', 'onnxruntime'),
     'train': (
-        *('absl', 'array_record', 'cv2', 'drjit', 'etils', 'flax', 'grain', 'h5py', 'imagehash'),
-        *('jax', 'jaxlib', 'matplotlib', 'mitsuba', 'ml_collections', 'optax', 'orbax', 'scipy'),
-        *('tensorboardX', 'tensorflow_datasets', 'threadpoolctl', 'tqdm'),
+        *('absl', 'array_record', 'cv2', 'drjit', 'etils', 'flax', 'grain', 'h5py', 'ijson'),
+        *(
+            'imagehash',
+            'jax',
+            'jaxlib',
+            'matplotlib',
+            'mitsuba',
+            'ml_collections',
+            'optax',
+            'orbax',
+        ),
+        *('scipy', 'tensorboardX', 'tensorflow_datasets', 'threadpoolctl', 'tqdm'),
     ),
     'litert': ('ai_edge_litert',),
     'openvino': ('openvino',),

@@ -11,9 +11,18 @@ def is_bucket(path: str | os.PathLike[str]) -> bool:
 
 
 def folder(path: str | os.PathLike[str]) -> Any:
-    """The path as pathlib.Path, or as epath.Path in a bucket; both have the same methods."""
+    """The path as pathlib.Path, or as epath.Path in a bucket; both have the same methods.
+
+    A leading ~ is the home directory, also where no shell has replaced it (--workdir=~/run).
+
+    Raises:
+        ValueError: for a ~ where there is no home.
+    """
     if not is_bucket(path):
-        return Path(path)
+        try:
+            return Path(path).expanduser()
+        except RuntimeError:
+            raise ValueError(f'{path}: there is no such home folder; write the path out') from None
     # Imported here: whoever predicts with an exported file needs no buckets.
     from etils import epath
 

@@ -51,28 +51,19 @@ def generate(options: SceneOptions, seed: int, index: int) -> RenderedHand:
     """
     picture, staged = staging.stage(options, seed, index)
     buffers = picture.render()
-    streams = staging.random_streams(seed, index)
-    light = _compose(buffers, staged)
-    exposure = _exposure(light, buffers, staged, streams['lens'])
-    effects = camera_effects.sample(streams['lens'], picture.scene.width)
-    image = camera_effects.develop(light * exposure, effects, streams['lens'], size=options.size)
-    points = staged.keypoints_3d
-    keypoints = views.project(staged.camera, points)
+    rng = staging.random_streams(seed, index)['lens']
+    light = buffers.rgb + (1 - buffers.alpha[..., None]) * staged.backdrop
+    exposure = _exposure(light, buffers, staged, rng)
+    effects = camera_effects.sample(rng, picture.scene.width)
     return RenderedHand(
-        image=image,
-        keypoints=keypoints.astype(np.float32),
+        image=camera_effects.develop(light * exposure, effects, rng, size=options.size),
+        keypoints=views.project(staged.camera, staged.keypoints_3d).astype(np.float32),
         visible=labels.find_visible(picture, staged, options.size),
-        keypoints_3d=points.astype(np.float32),
+        keypoints_3d=staged.keypoints_3d.astype(np.float32),
         is_left=staged.is_left,
         mask=labels.mask(buffers, staged, options.size),
         camera=staged.camera,
     )
-
-
-def _compose(
-    buffers: mitsuba_renderer.RenderBuffers, staged: Staging
-) -> Float[np.ndarray, 's s 3']:
-    return buffers.rgb + (1 - buffers.alpha[..., None]) * staged.backdrop
 
 
 def _exposure(
@@ -82,9 +73,7 @@ def _exposure(
     rng: np.random.Generator,
 ) -> float:
     """What a camera would choose: by the average of the picture and the light on the hand."""
-    own = np.isin(
-        buffers.shape_id, [i for i, v in enumerate(staged.mask_values) if v == labels.HAND]
-    )
+    own = np.isin(buffers.shape_id, np.flatnonzero(np.array(staged.mask_values) == labels.HAND))
     whole = float(np.minimum(light, 2.0).mean())
     on_hand = float(light[own].mean()) if own.any() else whole
     # Metering on the hand alone would make all skin equally bright.

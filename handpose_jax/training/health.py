@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from handpose_jax import visualize
-from handpose_jax.data.sources import Source
 from handpose_jax.process import storage
+from handpose_jax.types import Source
 
 DUMP_FOLDER = 'nonfinite'
 

@@ -14,10 +14,9 @@ import jax
 from ml_collections import ConfigDict
 
 import handpose_jax
-from handpose_jax.data.sources import Source
 from handpose_jax.process import storage
-
-RUN_FILE = 'run.json'
+from handpose_jax.training.workdirs import RUN_FILE
+from handpose_jax.types import Source
 
 PACKAGES = (
     'jax',
@@ -32,7 +31,15 @@ PACKAGES = (
 )
 
 
-def record(workdir: str, config: ConfigDict, source: Source, *, first_step: int) -> None:
+def record(
+    workdir: str,
+    config: ConfigDict,
+    source: Source,
+    *,
+    first_step: int,
+    finished: bool = False,
+    accept_changed_data: bool = False,
+) -> None:
     """Adds this start of a run to W/run.json.
 
     Args:
@@ -40,6 +47,8 @@ def record(workdir: str, config: ConfigDict, source: Source, *, first_step: int)
         config: of the run; the whole of it is in W/config.json.
         source: the training data.
         first_step: the step that the run goes on from; 0 at its beginning.
+        finished: no step is left, so that it does not matter what the data would be.
+        accept_changed_data: go on with other data; run.json tells that.
 
     Raises:
         ValueError: if the run goes on with other training data than it began with, or run.json is
@@ -53,6 +62,12 @@ def record(workdir: str, config: ConfigDict, source: Source, *, first_step: int)
         'fingerprint': source.fingerprint(),
     }
     run: dict[str, Any] = {'seed': config.seed, 'data': data, 'starts': []}
+    start: dict[str, Any] = {'step': first_step, **describe()}
+    if first_step and not path.exists() and not (finished or accept_changed_data):
+        raise ValueError(
+            f'workdir {workdir}: no {RUN_FILE}, so nobody can tell whether the training data is '
+            'what the run began with; bring the file back, or give --accept_changed_data'
+        )
     if first_step and path.exists():
         try:
             run = json.loads(path.read_text())
@@ -61,14 +76,18 @@ def record(workdir: str, config: ConfigDict, source: Source, *, first_step: int)
             raise ValueError(
                 f'{path}: damaged ({type(error).__name__}: {error}); remove it to go on'
             ) from error
-        if old != data:
-            raise ValueError(
-                f'workdir {workdir}: the training data has changed since the run began:\n'
-                f'  {old}\n  -> {data}\n'
-                'bring the old data back, or take a new --workdir'
-            )
         run['starts'] = starts
-    run['starts'].append({'step': first_step, **describe()})
+        if old != data and not finished:
+            if not accept_changed_data:
+                raise ValueError(
+                    f'workdir {workdir}: the training data has changed since the run began:\n'
+                    f'  {old}\n  -> {data}\n{_newer_files(source, starts)}'
+                    'bring the old data back, give --accept_changed_data to go on with these, '
+                    'or take a new --workdir'
+                )
+            run['data'] = data
+            start['data_before'] = old
+    run['starts'].append(start)
     temporary = path.with_name(f'{RUN_FILE}.new')
     try:
         temporary.write_text(json.dumps(run, indent=2) + '\n')
@@ -77,6 +96,20 @@ def record(workdir: str, config: ConfigDict, source: Source, *, first_step: int)
         raise ValueError(
             f'workdir {workdir}: cannot write {RUN_FILE} ({error.strerror})'
         ) from error
+
+
+def _newer_files(source: Source, starts: Any) -> str:
+    """Names the files of a folder that were written after the run's last start, as far as known."""
+    since = getattr(source, 'files_since', None)
+    try:
+        began = datetime.datetime.fromisoformat(starts[-1]['date']).timestamp()
+    except (LookupError, TypeError, ValueError):
+        return ''
+    files = since(began) if since else []
+    if not files:
+        return ''
+    more = f' and {len(files) - 5} more' if len(files) > 5 else ''
+    return f'  written since its last start: {", ".join(files[:5])}{more}\n'
 
 
 def describe() -> dict[str, Any]:

@@ -8,6 +8,8 @@ import optax
 
 from handpose_jax import models
 from handpose_jax.models import pretrained, torch_unet
+from handpose_jax.process import storage
+from handpose_jax.training import workdirs
 
 
 class TrainState(NamedTuple):
@@ -55,8 +57,9 @@ def init_state(
         size: side of the input, pixels.
         seed: of the random parameters.
         use_ema: keep a moving average of the parameters.
-        init_from: file of ImageNet weights for the encoder, see models/pretrained.py, or of the
-            tutorial's weights for the U-Net, see models/torch_unet.py; '' for none.
+        init_from: workdir of a run of the same network, for all of its weights; file of ImageNet
+            weights for the encoder, see models/pretrained.py, or of the tutorial's weights for the
+            U-Net, see models/torch_unet.py; '' for none.
         model_name: the network's name, needed with init_from.
 
     Raises:
@@ -64,10 +67,8 @@ def init_state(
     """
     images = jnp.zeros((1, size, size, 3), jnp.uint8)
     variables = jax.jit(lambda key: model.init(key, images))(jax.random.key(seed))
-    if init_from and model_name == 'unet':
-        variables = torch_unet.convert(torch_unet.read(init_from), variables)
-    elif init_from:
-        variables = pretrained.init_from(variables, init_from, model_name=model_name)
+    if init_from:
+        variables = _start_from(init_from, variables, model_name)
     params = jax.tree.map(jnp.asarray, variables['params'])
 
     # As one program: hundreds of small ones would cost seconds before the first step.
@@ -86,3 +87,19 @@ def init_state(
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
+
+
+def _start_from(source: str, variables: Any, model_name: str) -> Any:
+    folder = storage.folder(source)
+    if not folder.exists():
+        raise ValueError(
+            f'init_from: {source}: no such file or folder; give the workdir of a run, or a file of '
+            'weights'
+        )
+    if folder.is_dir():
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+        _, found = workdirs.load_variables(source, shapes)
+        return found
+    if model_name == 'unet':
+        return torch_unet.convert(torch_unet.read(source), variables)
+    return pretrained.init_from(variables, source, model_name=model_name)

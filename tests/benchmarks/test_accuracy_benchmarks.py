@@ -1,33 +1,13 @@
 """What benchmarks/decoding.py and benchmarks/robustness.py measure, on cases worked out by hand."""
 
-import importlib
-from pathlib import Path
-
+import decoding
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import robustness
 
 from handpose_jax.data.transforms import crop_example
 from handpose_jax.evaluation import metrics, protocols
-
-FOLDER = Path(__file__).parents[2] / 'benchmarks'
-
-
-def load_script(name, monkeypatch_context):
-    monkeypatch_context.syspath_prepend(str(FOLDER))
-    return importlib.import_module(name)
-
-
-@pytest.fixture(scope='module')
-def decoding():
-    with pytest.MonkeyPatch.context() as context:
-        yield load_script('decoding', context)
-
-
-@pytest.fixture(scope='module')
-def robustness():
-    with pytest.MonkeyPatch.context() as context:
-        yield load_script('robustness', context)
 
 
 def gaussians(points, size=28, sigma=1.5):
@@ -58,7 +38,7 @@ def make_errors(offsets, confidence=0.5):
     )
 
 
-def test_the_window_average_is_the_centre_of_mass_of_the_window(decoding):
+def test_the_window_average_is_the_centre_of_mass_of_the_window():
     rng = np.random.default_rng(0)
     maps = rng.normal(size=(2, 11, 9, 3)).astype(np.float32)
     maps[0, 0, 8, 1] = 9  # a peak in a corner, whose window is cut
@@ -79,7 +59,7 @@ def test_the_window_average_is_the_centre_of_mass_of_the_window(decoding):
             np.testing.assert_allclose(found[b, k], expected, atol=1e-4)
 
 
-def test_every_decoder_finds_a_gaussian(decoding):
+def test_every_decoder_finds_a_gaussian():
     points = np.random.default_rng(1).uniform(9, 18, (1, 21, 2))
     maps = jnp.asarray(gaussians(points))
     tolerance = {'argmax': 0.5, 'average': 0.02, 'parabola': 0.01, 'dark': 0.01}
@@ -90,7 +70,7 @@ def test_every_decoder_finds_a_gaussian(decoding):
         np.testing.assert_allclose(found, points, atol=atol + 1e-4, err_msg=name)
 
 
-def test_moved_keypoints_are_counted_as_better_or_worse(decoding):
+def test_moved_keypoints_are_counted_as_better_or_worse():
     before = np.zeros((2, 21, 2))
     before[..., 0] = 10.0
     after = before.copy()
@@ -107,7 +87,7 @@ def test_moved_keypoints_are_counted_as_better_or_worse(decoding):
     assert (nothing['changed'], nothing['mean_before']) == (0, None)
 
 
-def test_differences_are_paired(decoding):
+def test_differences_are_paired():
     """Hands differ a lot, the two decodings always by 0.5 px: the interval must show only that."""
     radius = np.random.default_rng(2).exponential(10, (40, 21))
     directions = np.array([1.0, 0.0])
@@ -141,7 +121,7 @@ def make_sample():
     ('name', 'severity', 'factor'),
     [('clean', 0, 1.0), ('noise', 3, 1.0), ('crop too large', 5, 2.0), ('crop too small', 5, 0.5)],
 )
-def test_errors_are_in_pixels_of_the_clean_crop(robustness, name, severity, factor):
+def test_errors_are_in_pixels_of_the_clean_crop(name, severity, factor):
     """A prediction 3 pixels off in the crop that the network saw."""
     sample = make_sample()
     clean = crop_example(sample, size=64, index=7)
@@ -156,7 +136,7 @@ def test_errors_are_in_pixels_of_the_clean_crop(robustness, name, severity, fact
     np.testing.assert_allclose(found.error_image, 3 * factor * 100 / 64, rtol=1e-4)
 
 
-def test_a_hand_is_corrupted_alike_whichever_others_are_measured(robustness):
+def test_a_hand_is_corrupted_alike_whichever_others_are_measured():
     sample = make_sample()
     clean = crop_example(sample, size=64)
 

@@ -1,26 +1,18 @@
 """Hands in COCO's kind of JSON: made-up ones whose truth is known, and real samples."""
 
-import argparse
 import itertools
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-from prepare import load_builder
+from made import check, load, parse
 
 from handpose_jax import hand, visualize
 from handpose_jax.data import images
-from handpose_jax.data.conversion import json_stream
-from handpose_jax.data.prepared import PreparedSource
 from handpose_jax.data.quarantine import BadRecord
 
-DATASETS = Path(__file__).parents[2] / 'datasets'
-
-
-builder = load_builder(DATASETS / 'coco_wholebody/coco_wholebody_dataset_builder.py')
-dummy = load_builder(DATASETS / 'coco_wholebody/coco_wholebody_dummy_data.py')
+builder, dummy = load('coco_wholebody')
 
 
 @pytest.fixture(scope='module')
@@ -41,42 +33,13 @@ def single(folder, cache, file='hands.json', pictures=None, **options):
     return splits['train']
 
 
-def check(example, true):
-    counted = true.counted
-    assert example['image_id'] == true.image_id
-    assert example['is_left'] == true.is_left
-    np.testing.assert_array_equal(example['annotated'], counted)
-    np.testing.assert_array_equal(example['visible'], counted)
-    np.testing.assert_allclose(example['keypoints'][counted], true.keypoints[counted], atol=1e-3)
-    assert np.isfinite(example['keypoints']).all()
-
-
-def tight(true):
-    shown = true.keypoints[true.counted]
-    return [*shown.min(axis=0), *shown.max(axis=0)]
-
-
 # --- COCO-WholeBody -------------------------------------------------------------------------------
 
 
-def test_every_valid_hand_of_a_person_is_a_record(wholebody, tmp_path, capsys):
+def test_hands_without_keypoints_are_left_out_and_told(wholebody, tmp_path, capsys):
     folder, truth = wholebody
-    splits = builder.splits(published(folder), options=builder.Options(), cache=tmp_path)
-    assert list(splits) == ['train', 'val']
-    assert splits['val'].evaluation
-    assert not splits['train'].evaluation
-    sides = set()
-    for name, split in splits.items():
-        assert split.records == len(truth[name])
-        for index, true in enumerate(truth[name]):
-            example = split.make(index)
-            check(example, true)
-            np.testing.assert_allclose(example['box'], tight(true), atol=1e-3)
-            side = max(np.ptp(true.keypoints[true.counted], axis=0))
-            assert example['norm_size'] == pytest.approx(side, abs=1e-3)
-            assert example['image'] == (folder / f'{name}2017' / true.file).read_bytes()
-            sides.add(true.is_left)
-    assert sides == {True, False}
+    builder.splits(published(folder), options=builder.Options(), cache=tmp_path)
+    assert {true.is_left for true in truth.values()} == {True, False}
     assert 'train_v1.0.json: 2 hands without keypoints are left out' in capsys.readouterr().out
 
 
@@ -93,38 +56,21 @@ def test_the_dummy_has_what_the_published_files_have(wholebody):
         assert len(person['keypoints']) == 51
     flags = {v for person in persons for v in person['lefthand_kpts'][2::3]}
     assert flags == {0.0, 0.14, 1.0}
-    assert len(truth['train']) == 4
+    assert sum(one.split == 'train' for one in truth.values()) == 4
 
 
 def test_boxes_of_the_file_are_corner_and_size(wholebody, tmp_path):
     folder, truth = wholebody
     options = builder.Options(boxes='file')
     make = builder.splits(published(folder), options=options, cache=tmp_path)['train'].make
-    for index, true in enumerate(truth['train']):
-        example = make(index)
-        np.testing.assert_allclose(example['box'], true.box, atol=1e-3)
-        sides = true.box[2:] - true.box[:2]
-        assert example['norm_size'] == pytest.approx(max(sides), abs=1e-3)
+    for index, true in enumerate(one for one in truth.values() if one.split == 'train'):
+        check(make(index), true._replace(box=true.extra['box']))
 
 
-def test_prepared_hands_are_the_drawn_ones(wholebody, tmp_path):
-    folder, truth = wholebody
-    parser = argparse.ArgumentParser()
-    builder.add_arguments(parser)
-    given = ['--manual_dir', str(folder), '--data_dir', str(tmp_path / 'D'), '--workers', '1']
-    builder.prepare(parser.parse_args(given))
-    source = PreparedSource(tmp_path / 'D', split='val')
-    assert len(source) == len(truth['val'])
-    for index, true in enumerate(truth['val']):
-        sample = source[index]
-        np.testing.assert_array_equal(sample['visible'], true.counted)
-        np.testing.assert_allclose(
-            sample['keypoints'][true.counted], true.keypoints[true.counted], atol=1e-3
-        )
-        assert sample['is_left'] == true.is_left
-        assert sample['image_id'] == true.image_id
+def test_other_options_are_another_data_set(wholebody, tmp_path):
+    builder.prepare(parse(builder, wholebody[0], tmp_path / 'D'))
     with pytest.raises(ValueError, match=r"made with other settings:\n  boxes: 'keypoints' -> "):
-        builder.prepare(parser.parse_args([*given, '--boxes', 'file']))
+        builder.prepare(parse(builder, wholebody[0], tmp_path / 'D', '--boxes', 'file'))
 
 
 # --- files of hands -------------------------------------------------------------------------------
@@ -140,13 +86,11 @@ def test_every_order_comes_out_as_ours(tmp_path, order, triples):
     truth = dummy.write_hands(tmp_path, records=2, order=p, triples=triples, extras=['hand_type'])
     split = single(tmp_path, tmp_path / 'c', order=order)
     assert split.records == len(truth)
-    for index, true in enumerate(truth):
+    for index, true in enumerate(truth.values()):
         if order == 'shp':
             # The palm's centre is no wrist.
-            true.counted[hand.WRIST] = False
-        example = split.make(index)
-        check(example, true)
-        np.testing.assert_allclose(example['box'], tight(true), atol=1e-3)
+            true.annotated[hand.WRIST] = False
+        check(split.make(index), true)
 
 
 def test_orders_are_as_their_data_sets_describe_them():
@@ -167,7 +111,7 @@ def test_orders_are_as_their_data_sets_describe_them():
 def test_handedness_is_as_annotated(tmp_path, extra):
     truth = dummy.write_hands(tmp_path, extras=[extra])
     split = single(tmp_path, tmp_path / 'c', handedness='left')
-    assert [split.make(i)['is_left'] for i in range(4)] == [true.is_left for true in truth]
+    assert [split.make(i)['is_left'] for i in range(4)] == [true.is_left for true in truth.values()]
 
 
 def test_handedness_that_is_not_annotated_must_be_said(tmp_path):
@@ -177,7 +121,7 @@ def test_handedness_that_is_not_annotated_must_be_said(tmp_path):
     for said, expected in (
         ('left', [True] * 4),
         ('right', [False] * 4),
-        ('file_name', [true.is_left for true in truth]),
+        ('file_name', [true.is_left for true in truth.values()]),
     ):
         split = single(tmp_path, tmp_path / 'c', handedness=said)
         assert [split.make(i)['is_left'] for i in range(4)] == expected
@@ -187,15 +131,14 @@ def test_the_size_of_the_head_normalises_and_may_give_the_box(tmp_path):
     truth = dummy.write_hands(tmp_path, extras=['hand_type', 'head_size'])
     plain = single(tmp_path, tmp_path / 'c')
     from_head = single(tmp_path, tmp_path / 'c', boxes='head')
-    for index, true in enumerate(truth):
-        assert plain.make(index)['norm_size'] == pytest.approx(true.head_size)
-        np.testing.assert_allclose(plain.make(index)['box'], tight(true), atol=1e-3)
-        example = from_head.make(index)
-        middle = (true.box[:2] + true.box[2:]) / 2
+    for index, true in enumerate(truth.values()):
+        check(plain.make(index), true)
+        example, box = from_head.make(index), true.extra['box']
+        middle = (box[:2] + box[2:]) / 2
         np.testing.assert_allclose((example['box'][:2] + example['box'][2:]) / 2, middle, rtol=1e-6)
         # The crop of 2.2 times this is 1.54 times the head.
         sides = 2.2 * (example['box'][2:] - example['box'][:2])
-        np.testing.assert_allclose(sides, 1.54 * true.head_size, rtol=1e-5)
+        np.testing.assert_allclose(sides, 1.54 * true.norm_size, rtol=1e-5)
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -226,7 +169,6 @@ def annotation(**changes):
         (annotation(keypoints=[1.0] * 51), {}, r"'keypoints': expected 63 numbers, got .*51 of"),
         (annotation(keypoints=None), {}, r"'keypoints': expected 63 numbers.*got nothing"),
         (annotation(keypoints=['a'] * 63), {}, r"'keypoints': expected 63 numbers, got \['a'"),
-        (annotation(keypoints=[float('nan')] * 63), {}, r"'keypoints': expected 63 numbers"),
         (annotation(bbox=[1, 2, 3]), {}, r"'bbox': expected 4 numbers, got \[1, 2, 3\]"),
         (annotation(bbox=[1, 2, 0, 4]), {'boxes': 'file'}, "'box': expected x0 < x1"),
         (annotation(bbox=None), {'boxes': 'file'}, "'bbox': expected a box.*got nothing"),
@@ -279,19 +221,28 @@ def test_file_names_that_lead_elsewhere_are_refused(hands, tmp_path, name):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('', "'{' was expected where 'its end' is"),
-        ('[]', "'{' was expected where '[' is"),
-        ('{"images": []}', "['annotations'] are missing"),
+        ('', 'premature EOF'),
+        ('[]', 'it is no object'),
+        ('3', 'it is no object'),
+        ('{"images": []}', 'but annotations are missing'),
         ('{"images": {}, "annotations": []}', "'images' is no list"),
-        ('{"categories": [{"id": 1}', "',' was expected where 'its end' is"),
-        ('{"images": [], "annotations": []} {', 'there is more behind its end'),
-        ('{"images": ' + '[' * 100_000, 'recursion'),
+        ('{"images": 3, "annotations": []}', "'images' is no list"),
+        ('{"images": [], "annotations": [], "images": []}', "'images' stands in it twice"),
+        ('{"categories": [{"id": 1}', 'premature EOF'),
+        ('{"images": [], "annotations": []} {', 'trailing garbage'),
+        ('{"images": [{"id": NaN}]}', 'numbers like NaN and Infinity, which JSON does not have'),
+        ('{"images": [{"id": -Infinity}]}', 'a digit is required'),
+        ('{"images": [{"id": 1e999}]}', 'overflow'),
+        ('{"images": [{"id": "\udcff"}]}', 'invalid bytes in UTF8'),
+        ('{"images": ' + '[' * 100_000, 'nested too deeply'),
+        ('{"other": ' + '[' * 100_000, 'nested too deeply'),
+        ('{"images": [[' + '1,' * 2**20, 'never ends'),
         ('{"images": [], "annotations": []}', 'the list of images is empty'),
         ('{"images": [{"id": 1, "file_name": "a"}], "annotations": []}', 'expected hands'),
     ],
 )
 def test_files_that_are_bad_as_a_whole_are_named(tmp_path, text, message):
-    (tmp_path / 'hands.json').write_text(text)
+    (tmp_path / 'hands.json').write_text(text, encoding='utf-8', errors='surrogateescape')
     with pytest.raises(ValueError, match=rf'hands\.json: .*{re.escape(message)}'):
         single(tmp_path, tmp_path / 'c')
 
@@ -322,23 +273,18 @@ def test_the_table_follows_the_file(hands, tmp_path):
     assert single(tmp_path, cache).records == 3
 
 
-@pytest.mark.parametrize('chunk', [1, 7, 2**22])
-def test_lists_are_read_the_same_however_the_file_is_cut(tmp_path, monkeypatch, chunk):
+def test_lists_are_read_in_the_order_of_the_file_and_nothing_else(tmp_path):
     content = {
-        'info': {'text': '"]}, [{', 'n': 1.5},
-        'images': [{'id': i, 'name': 'ü"]}'} for i in range(9)],
+        'info': {'text': '"]}, [{', 'n': 1.5, 'images': [1]},
+        'annotations': [[0.25 * i, -i, None] for i in range(9)] + [3, 12345678, -1.5e-7, None],
         'n': 12345,
-        'annotations': [[0.25 * i, -i, None] for i in range(9)] + [3, 12345678, -1.5e-7],
+        'images': [{'id': i, 'name': 'ü"]}', 'annotations': [{}, []]} for i in range(9)],
     }
-    monkeypatch.setattr(json_stream, '_CHUNK', chunk)
+    expected = [(n, i, v) for n in ('annotations', 'images') for i, v in enumerate(content[n])]
     for indent in (None, 2):
         path = tmp_path / 'x.json'
         path.write_text(json.dumps(content, indent=indent, ensure_ascii=False), encoding='utf-8')
-        read = {'images': [], 'annotations': []}
-        for name, position, value in json_stream.elements(path, ('images', 'annotations')):
-            assert position == len(read[name])
-            read[name].append(value)
-        assert read == {name: content[name] for name in read}
+        assert list(builder._elements(path)) == expected
 
 
 # --- real pictures --------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """Dexter+Object's converter, against made-up hands whose truth is known."""
 
-import argparse
-import pickle
 import re
 import shutil
 from pathlib import Path
@@ -9,13 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from prepare import load_builder
+from made import convert, examples, load
 
 from handpose_jax import hand
-from handpose_jax.data.conversion import records as conversion_records
 from handpose_jax.data.quarantine import BadRecord
-
-DATASETS = Path(__file__).parents[2] / 'datasets'
 
 # As the calibration of the data set has them.
 COLOUR = np.array([[587.45209, 0, 325], [0, 600.67456, 249], [0, 0, 1]])
@@ -29,8 +24,7 @@ COLOUR_FROM_DEPTH = np.array(
 TIPS = [hand.KEYPOINT_NAMES.index(f'{finger}_tip') for finger in hand.FINGERS]
 
 
-builder = load_builder(DATASETS / 'dexter_object/dexter_object_dataset_builder.py')
-dummy = load_builder(DATASETS / 'dexter_object/dexter_object_dummy_data.py')
+builder, dummy = load('dexter_object')
 
 
 @pytest.fixture(scope='module')
@@ -54,41 +48,20 @@ def copy(made, tmp_path):
 
 
 def make(folder, **options):
-    split = builder.splits(folder, **options)['test']
-    return [split.make(index) for index in range(split.records)]
+    return examples(builder.splits(folder, **options)['test'])
 
 
 def used(truth):
-    """Sequence, number and truth of the pictures that have a fingertip."""
-    return [
-        (sequence, number, frame)
-        for sequence in builder.SEQUENCES
-        for number, frame in enumerate(truth[sequence], 1)
-        if frame.annotated.any()
-    ]
+    """Names of the pictures that have a fingertip."""
+    return [name for name, frame in truth.items() if frame.annotated.any()]
 
 
-def test_every_fingertip_is_where_it_was_drawn(made):
-    folder, truth = made
-    examples = make(folder)
-    assert len(examples) == len(used(truth)) == 14
-    for example, (sequence, number, frame) in zip(examples, used(truth), strict=True):
-        assert example['image_id'] == f'{sequence}/Color_{number:04d}'
-        seen = frame.annotated
+def test_only_fingertips_are_annotated(made):
+    found = make(made[0])
+    assert len(found) == len(used(made[1])) == 14
+    for example in found:
+        seen = example['annotated']
         assert np.flatnonzero(seen).tolist() == [k for k in TIPS if seen[k]]
-        np.testing.assert_array_equal(example['annotated'], seen)
-        np.testing.assert_array_equal(example['visible'], seen)
-        assert example['is_left'] is True
-        np.testing.assert_allclose(
-            example['keypoints'][seen], frame.keypoints[seen], rtol=0, atol=1e-3
-        )
-        np.testing.assert_allclose(
-            example['keypoints_3d'][seen], frame.keypoints_3d[seen], rtol=0, atol=1e-6
-        )
-        assert np.isfinite(example['keypoints_3d']).all()
-        np.testing.assert_allclose(example['camera'], COLOUR, rtol=1e-6)
-        path = folder / sequence / 'color' / f'Color_{number:04d}.bmp'
-        assert example['image'] == path.read_bytes()
 
 
 def test_the_first_line_is_projected_as_published(made):
@@ -121,7 +94,8 @@ def test_the_dummy_has_what_the_archive_has(made):
         # Five fingertips and three corners of the box.
         entry = ', '.join([r'-?\d+\.\d+'] * dimensions)
         assert all(re.fullmatch(rf'({entry}; ){{8}}', line) for line in lines)
-    assert [int(frame.annotated.sum()) for frame in truth['Grasp2']] == [5, 4, 1, 0, 5]
+    tips = [frame.annotated.sum() for name, frame in truth.items() if name.startswith('Grasp2')]
+    assert tips == [5, 4, 1, 0, 5]
     assert lines[3].count('32001') == 5
     picture = cv2.imread(str(place / 'color/Color_0001.bmp'))
     assert picture.shape == (480, 640, 3)
@@ -147,8 +121,8 @@ def test_boxes_hold_the_fingertips_and_are_no_smaller_than_a_hand(made):
 def write_boxes(folder, truth, header='img_name,x,y,w,h'):
     path = folder / 'boxes.csv'
     rows = [
-        f'{sequence}/color/Color_{number:04d}.bmp,{10.5 + number},20,100,50.25'
-        for sequence, number, _ in used(truth)
+        f'{name.replace("/", "/color/")}.bmp,{10.5 + int(name[-4:])},20,100,50.25'
+        for name in used(truth)
     ]
     path.write_text('\n'.join([header, *rows]) + '\n')
     return path
@@ -182,14 +156,6 @@ def test_bad_boxes_are_refused(made, tmp_path, old, new, message):
 def test_boxes_that_are_missing_are_refused(made, tmp_path):
     with pytest.raises(ValueError, match=r'--boxes .*missing\.csv: cannot be read'):
         builder.splits(made[0], boxes=str(tmp_path / 'missing.csv'))
-
-
-def test_the_split_is_for_evaluation_and_counted_as_published(made):
-    (name, split), *others = builder.splits(made[0]).items()
-    assert (name, others) == ('test', [])
-    assert split.evaluation
-    assert split.published == 3_014
-    assert len(pickle.dumps(split.make)) < 1000
 
 
 def test_the_report_says_what_was_left_out_and_the_offset(made):
@@ -300,18 +266,12 @@ def test_lines_without_a_picture_are_left_out_and_counted(copy):
 
 
 @pytest.mark.parametrize('given', ['..', '../..', '../zip'])
-def test_the_download_is_found_and_the_offset_printed(made, tmp_path, monkeypatch, capsys, given):
+def test_the_download_is_found_and_the_offset_printed(made, tmp_path, capsys, given):
     folder = made[0] / given
     if given == '../zip':
         folder = tmp_path
         shutil.make_archive(str(tmp_path / 'dexter+object'), 'zip', made[0].parent.parent)
-    parser = argparse.ArgumentParser()
-    builder.add_arguments(parser)
-    caught = {}
-    monkeypatch.setattr(
-        conversion_records, 'prepare', lambda *args, **kwargs: caught.update(args=args, **kwargs)
-    )
-    builder.prepare(parser.parse_args(['--manual_dir', str(folder)]))
-    assert caught['args'][3]['test'].records == 14
-    assert caught['with_3d']
+    splits, told = convert(builder, folder, tmp_path / 'D')
+    assert splits['test'].records == 14
+    assert told['with_3d']
     assert capsys.readouterr().out.count('px of where they were marked') == 6

@@ -1,30 +1,17 @@
 """Folders of one's own images against drawn hands."""
 
-import argparse
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from made import load, parse
 from PIL import Image
-from prepare import load_builder
 
 from handpose_jax.data.prepared import PreparedSource
 from handpose_jax.data.quarantine import BadRecord
 from handpose_jax.data.sources import FolderSource
 
-DATASETS = Path(__file__).parents[2] / 'datasets'
-
-
-builder = load_builder(DATASETS / 'folder/folder_dataset_builder.py')
-dummy = load_builder(DATASETS / 'folder/folder_dummy_data.py')
-
-
-def arguments(module, manual_dir, data_dir, *more):
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    options = ['--manual_dir', manual_dir, '--data_dir', data_dir, '--workers', '1', *more]
-    return parser.parse_args([str(option) for option in options])
+builder, dummy = load('folder')
 
 
 def edit(folder, number, **changes):
@@ -44,35 +31,6 @@ def write_records(folder, records):
 
 def record(**fields):
     return {'file': 'a.png', 'keypoints': [[10 + 2 * k, 5 + k] for k in range(21)]} | fields
-
-
-def test_every_record_is_as_it_was_drawn(tmp_path):
-    truth = dummy.write(tmp_path, seed=2)
-    splits = builder.splits(tmp_path)
-    assert list(splits) == ['train', 'val', 'test']
-    assert {name for name, split in splits.items() if split.evaluation} == {'val', 'test'}
-    hands = set()
-    for name, split in splits.items():
-        assert split.records == len(truth[name])
-        assert split.published is None
-        for index, true in enumerate(truth[name]):
-            example = split.make(index)
-            np.testing.assert_array_equal(example['annotated'], true.counted)
-            np.testing.assert_array_equal(example['visible'], true.counted)
-            counted = true.counted
-            np.testing.assert_allclose(
-                example['keypoints'][counted], true.keypoints[counted], atol=1e-3
-            )
-            assert np.isfinite(example['keypoints']).all()
-            np.testing.assert_allclose(example['box'], true.box, atol=1e-3)
-            assert example['norm_size'] == pytest.approx(
-                max(true.box[2] - true.box[0], true.box[3] - true.box[1]), abs=1e-3
-            )
-            assert example['is_left'] == true.is_left
-            assert example['image_id'] == true.image_id
-            assert example['image'] == (tmp_path / true.file).read_bytes()
-            hands.add(true.is_left)
-    assert hands == {True, False}
 
 
 def test_records_without_a_split_are_for_training(tmp_path):
@@ -101,7 +59,7 @@ def test_splits_that_cannot_be_part_of_a_file_name_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=r"'split': expected a name of small letters"):
         builder.splits(folder)
     with pytest.raises(ValueError, match='--name: expected a name of small letters'):
-        builder.prepare(arguments(builder, folder, tmp_path / 'D', '--name', name))
+        builder.prepare(parse(builder, folder, tmp_path / 'D', '--name', name))
 
 
 def test_damage_is_named(tmp_path):
@@ -128,7 +86,7 @@ def test_damage_is_named(tmp_path):
 
 def test_a_prepared_folder_gives_the_samples_of_the_folder_itself(tmp_path):
     dummy.write(tmp_path / 'F', seed=3)
-    options = arguments(builder, tmp_path / 'F', tmp_path / 'D', '--name', 'mine')
+    options = parse(builder, tmp_path / 'F', tmp_path / 'D', '--name', 'mine')
     builder.prepare(options)
     for split in ('train', 'test'):
         direct = FolderSource(tmp_path / 'F', split=split)
@@ -146,7 +104,7 @@ def test_a_prepared_folder_gives_the_samples_of_the_folder_itself(tmp_path):
             assert one['image_id'] == other['image_id']
     # Other annotations are another data set, which may not go on in the same place.
     edit(tmp_path / 'F', 0, source='elsewhere')
-    for cached in (builder.folder_records._source, builder.folder_records._members):
+    for cached in (builder._source, builder._members):
         cached.cache_clear()
     with pytest.raises(ValueError, match='holds a data set made with other settings'):
         builder.prepare(options)

@@ -1,7 +1,6 @@
 """SHP's converter, against made-up hands whose truth is known."""
 
-import argparse
-import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -10,13 +9,10 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from prepare import load_builder
+from made import convert, examples, load
 
 from handpose_jax import hand
-from handpose_jax.data.conversion import records as conversion_records
 from handpose_jax.data.quarantine import BadRecord
-
-DATASETS = Path(__file__).parents[2] / 'datasets'
 
 # As the README of the data set lists the 21 joints.
 SHP_JOINTS = (
@@ -41,8 +37,7 @@ FRAMES = {'B1Random': 2, 'B2Counting': 3, 'B3Random': 2, 'B4Random': 2}
 CAMERAS = ('BB_left', 'BB_right', 'SK')
 
 
-builder = load_builder(DATASETS / 'shp/shp_dataset_builder.py')
-dummy = load_builder(DATASETS / 'shp/shp_dummy_data.py')
+builder, dummy = load('shp')
 
 
 @pytest.fixture(scope='module')
@@ -91,50 +86,27 @@ def project(points, camera):
     return projected[:, 0]
 
 
-def records():
-    return [
-        (split, sequence, frame, camera)
-        for split, sequences in (('train', dummy.SEQUENCES[2:]), ('test', dummy.SEQUENCES[:2]))
-        for sequence in sequences
-        for frame in range(FRAMES.get(sequence, 1))
-        for camera in CAMERAS
-    ]
-
-
-def test_every_keypoint_is_where_it_was_drawn_for_every_camera(made, splits):
+def test_every_keypoint_is_where_opencv_sees_the_labels_of_every_camera(made, splits):
     folder, truth = made
-    counts = dict.fromkeys(splits, 0)
-    for split, sequence, frame, camera in records():
-        example = splits[split].make(counts[split])
-        counts[split] += 1
-        assert example['image_id'] == f'{sequence}/{camera}_{frame}'
-        drawn = truth[sequence][frame]
-        np.testing.assert_allclose(
-            example['keypoints'][1:], drawn.keypoints[camera][1:], rtol=0, atol=1e-3
-        )
-        projected = project(labels(folder, sequence, camera)[frame], camera)
+    assert {name: split.records for name, split in splits.items()} == {'train': 42, 'test': 9}
+    for example in [*examples(splits['train']), *examples(splits['test'])]:
+        sequence, camera, frame = re.fullmatch(r'(\w+)/(\w+)_(\d+)', example['image_id']).groups()
+        projected = project(labels(folder, sequence, camera)[int(frame)], camera)
         np.testing.assert_allclose(example['keypoints'][1:], projected[1:], rtol=0, atol=1e-3)
-        points = drawn.keypoints_3d[camera]
         # The dummy's palm centres are such that the extrapolation finds the wrist.
+        points = truth[example['image_id']].keypoints_3d
         np.testing.assert_allclose(example['keypoints_3d'], points, rtol=0, atol=1e-6)
         matrix = SK_MATRIX if camera == 'SK' else BB_MATRIX
         np.testing.assert_allclose(example['camera'], matrix, rtol=1e-6)
-        assert example['is_left'] is True
-        np.testing.assert_array_equal(example['annotated'], np.arange(21) > 0)
-        np.testing.assert_array_equal(example['visible'], np.arange(21) > 0)
         box = [*projected[1:].min(axis=0), *projected[1:].max(axis=0)]
         np.testing.assert_allclose(example['box'], box, rtol=0, atol=1e-3)
-        name = 'SK_color' if camera == 'SK' else camera
-        path = folder / 'images' / sequence / f'{name}_{frame}.png'
-        assert example['image'] == path.read_bytes()
-    assert counts == {split: splits[split].records for split in splits} == {'train': 42, 'test': 9}
 
 
 def test_the_hands_tell_the_usual_mistakes_apart(made):
     """The test above would notice: every wrong turn moves keypoints by pixels."""
     folder, truth = made
     hands = labels(folder, 'B1Counting', 'SK')[0][1:]
-    right = truth['B1Counting'][0].keypoints['SK'][1:]
+    right = truth['B1Counting/SK_0'].keypoints[1:]
     rotation, _ = cv2.Rodrigues(ROTATION)
     wrong = {
         'no rotation': (np.zeros(3), -TRANSLATION),
@@ -147,7 +119,7 @@ def test_the_hands_tell_the_usual_mistakes_apart(made):
         projected, _ = cv2.projectPoints(hands[:, None], *pose, SK_MATRIX, None)
         distance = np.linalg.norm(projected[:, 0] - right, axis=1)
         assert distance.max() > 0.05, name
-    left, other = (truth['B1Counting'][0].keypoints[camera] for camera in CAMERAS[:2])
+    left, other = (truth[f'B1Counting/{camera}_0'].keypoints for camera in CAMERAS[:2])
     assert (left[:, 0] - other[:, 0]).min() > 50
 
 
@@ -191,7 +163,7 @@ def test_the_dummy_has_what_the_archive_has(made):
         picture = cv2.imread(str(folder / f'images/B3Random/{prefix}_1.png'), cv2.IMREAD_UNCHANGED)
         assert picture.shape == (480, 640, 3)
     blue, green, red = picture[0, 0].tolist()
-    distance = 1000 * truth['B3Random'][1].keypoints_3d['SK'][:, 2].mean()
+    distance = 1000 * truth['B3Random/SK_1'].keypoints_3d[:, 2].mean()
     assert blue == 0
     assert red + 256 * green == pytest.approx(distance, abs=1)
 
@@ -234,34 +206,16 @@ def test_the_splits_are_named_and_counted_as_published(made, cameras, test_camer
     assert not found['train'].evaluation
 
 
-def test_the_function_travels_to_other_processes_without_the_labels(splits):
-    sent = pickle.dumps(splits['train'].make)
-    assert len(sent) < 3000
-    np.testing.assert_array_equal(
-        pickle.loads(sent)(5)['keypoints'], splits['train'].make(5)['keypoints']
-    )
-
-
-def test_the_options_reach_the_splits(made, monkeypatch):
-    parser = argparse.ArgumentParser()
-    builder.add_arguments(parser)
-    caught = {}
-    monkeypatch.setattr(
-        conversion_records, 'prepare', lambda *args, **kwargs: caught.update(args=args, **kwargs)
-    )
-    builder.prepare(parser.parse_args(['--manual_dir', str(made[0])]))
-    assert caught['args'][3]['train'].records == 28
-    assert caught['args'][3]['test'].records == 3
+def test_the_options_reach_the_splits(made, tmp_path):
+    found, _ = convert(builder, made[0], tmp_path / 'D')
+    assert {name: split.records for name, split in found.items()} == {'train': 28, 'test': 3}
     chosen = ['--cameras', 'SK', '--test_cameras', 'SK', '--wrist', 'extrapolated']
-    builder.prepare(parser.parse_args(['--manual_dir', str(made[0]), *chosen]))
-    assert caught['args'][3]['train'].records == 14
-    assert caught['args'][3]['test'].make(0)['annotated'].all()
-    assert caught['settings'] == {
-        'cameras': ['SK'],
-        'test_cameras': ['SK'],
-        'wrist': 'extrapolated',
-    }
-    assert caught['with_3d']
+    found, told = convert(builder, made[0], tmp_path / 'D', *chosen)
+    assert found['train'].records == 14
+    assert found['test'].make(0)['annotated'].all()
+    settings = {'cameras': ['SK'], 'test_cameras': ['SK'], 'wrist': 'extrapolated'}
+    assert told['settings'] == settings
+    assert told['with_3d']
 
 
 def edit(folder, sequence, device, change):

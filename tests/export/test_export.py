@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from handpose_jax import export, hand, heatmaps, models, runtimes
+from handpose_jax import export, geometry, hand, heatmaps, models, runtimes
+from handpose_jax.data import images
 from handpose_jax.export import gate, graph, onnx, stablehlo, tflite
 from handpose_jax.export.decode_graph import decode_graph
 
@@ -460,6 +461,7 @@ def test_an_export_leaves_artefact_metadata_and_figures(workdir):
     folder = workdir / 'export'
     assert sorted(p.name for p in folder.iterdir()) == [
         'export.json',
+        'golden',
         'handpose.stablehlo',
         'handpose.stablehlo.json',
     ]
@@ -472,6 +474,21 @@ def test_an_export_leaves_artefact_metadata_and_figures(workdir):
     assert told['input']['shape'] == ['b', SIZE, SIZE, 3]
     assert told['gate'][0]['misses'] == []
     assert told['bytes'] == (folder / 'handpose.stablehlo').stat().st_size
+    assert told['crop']['averaging'] == {
+        'from_step': 2,
+        'block': 'floor(step)',
+        'margin_blocks': 2,
+    }
+    assert (told['crop']['scale'], told['crop']['outside_the_image']) == (2.2, 127)
+    example = told['golden']
+    crop = images.read_image(folder / example['crop'])
+    assert crop.shape == (SIZE, SIZE, 3)
+    found = runtimes.load(str(folder / 'handpose.stablehlo'), 'stablehlo')(crop[None])
+    np.testing.assert_allclose(found.keypoints[0], example['keypoints_in_crop'], atol=0.002)
+    np.testing.assert_allclose(found.confidence[0], example['confidence'], atol=1e-4)
+    side = 2.2 * geometry.longest_side(np.array(example['box']))
+    scales = np.ptp(example['keypoints'], axis=0) / np.ptp(example['keypoints_in_crop'], axis=0)
+    np.testing.assert_allclose(scales, side / SIZE, rtol=1e-3)
 
 
 @needs_flatbuffers

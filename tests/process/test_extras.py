@@ -10,7 +10,7 @@ import pytest
 from handpose_jax.process import extras
 
 ROOT = Path(__file__).parents[2]
-# Files of these two are converted by whoever has them already.
+# PyTorch's weights are read by whoever has PyTorch.
 FOREIGN = {'torch', 'handpose_jax'}
 
 

@@ -15,16 +15,24 @@ def webxr_record(keypoints, handedness='right'):
     for finger in range(1, 5):
         at = 5 * finger
         joints[at : at + 5] = keypoints[[0, *range(4 * finger + 1, 4 * finger + 5)]]
-    return {
-        'names': ['made'],
-        'handedness': handedness,
-        'joints_mm': (1000 * joints).tolist(),
-    }
+    return {'names': ['made'], 'handedness': handedness, 'joints_mm': (1000 * joints).tolist()}
 
 
-def write(path, *records):
-    path.write_text(json.dumps({'poses': list(records)}))
-    return str(path)
+@pytest.fixture
+def read(tmp_path):
+    """Reads records through a file."""
+
+    def read(*records):
+        path = tmp_path / 'a.json'
+        path.write_text(json.dumps({'poses': list(records)}))
+        return captures.read_webxr(str(path))
+
+    return read
+
+
+@pytest.fixture(scope='module')
+def ok():
+    return skeleton.forward_kinematics(skeleton.AVERAGE, poses.library()['ok']).keypoints
 
 
 @pytest.fixture(scope='module')
@@ -46,29 +54,23 @@ def test_a_known_pose_is_found_from_its_keypoints(name):
     assert residual < (0.0035 if name == 'fist' else 0.0015)
 
 
-def test_a_left_hand_is_read_as_its_mirror_image(tmp_path):
-    posed = skeleton.forward_kinematics(skeleton.AVERAGE, poses.library()['ok']).keypoints
-    right = webxr_record(posed)
-    left = webxr_record(posed * (-1, 1, 1), 'left')
-    read = captures.read_webxr(write(tmp_path / 'a.json', right, left))
-    np.testing.assert_allclose(read.poses[0].fingers, read.poses[1].fingers, atol=1e-6)
-    np.testing.assert_array_equal(read.is_left, [False, True])
-    assert read.names == ('made', 'made')
+def test_a_left_hand_is_read_as_its_mirror_image(read, ok):
+    got = read(webxr_record(ok), webxr_record(ok * (-1, 1, 1), 'left'))
+    np.testing.assert_allclose(got.poses[0].fingers, got.poses[1].fingers, atol=1e-6)
+    np.testing.assert_array_equal(got.is_left, [False, True])
+    assert got.names == ('made', 'made')
 
 
-def test_partial_records_are_left_out_by_name(tmp_path):
-    posed = skeleton.forward_kinematics(skeleton.AVERAGE, poses.library()['ok']).keypoints
-    partial = webxr_record(posed) | {'names': ['thumb only']}
+def test_partial_records_are_left_out_by_name(read, ok):
+    partial = webxr_record(ok) | {'names': ['thumb only']}
     partial['joints_mm'] = partial['joints_mm'][:10]
-    read = captures.read_webxr(write(tmp_path / 'a.json', webxr_record(posed), partial))
-    assert len(read.poses) == 1
-    assert read.partial == ('thumb only',)
+    got = read(webxr_record(ok), partial)
+    assert len(got.poses) == 1
+    assert got.partial == ('thumb only',)
 
 
-def test_faults_name_file_record_and_field(tmp_path):
-    posed = skeleton.forward_kinematics(skeleton.AVERAGE, skeleton.FLAT).keypoints
-    good = webxr_record(posed)
-    path = tmp_path / 'a.json'
+def test_faults_name_file_record_and_field(read, ok, tmp_path):
+    good = webxr_record(ok)
     faults = {
         'field joints_mm: expected 25 lists': good | {'joints_mm': [[1, 2]]},
         'field joints_mm: expected finite': good
@@ -83,13 +85,12 @@ def test_faults_name_file_record_and_field(tmp_path):
     }
     for message, record in faults.items():
         with pytest.raises(ValueError, match=rf'a\.json, pose 1.*{message}'):
-            captures.read_webxr(write(path, good, record))
-    path.write_text('{"poses": []}')
+            read(good, record)
     with pytest.raises(ValueError, match=r'a\.json: expected an object with a list "poses"'):
-        captures.read_webxr(str(path))
-    path.write_text('{')
+        read()
+    (tmp_path / 'a.json').write_text('{')
     with pytest.raises(ValueError, match=r'a\.json: expected a json file'):
-        captures.read_webxr(str(path))
+        captures.read_webxr(str(tmp_path / 'a.json'))
 
 
 def test_real_captures_are_reached(captured):
@@ -102,17 +103,13 @@ def test_real_captures_are_reached(captured):
 
 
 def test_both_hands_of_a_real_pose_agree(captured):
-    records = list(zip(captured.names, captured.poses, captured.is_left, strict=True))
-    left = {name: pose for name, pose, is_left in records if is_left}
-    right = {name: pose for name, pose, is_left in records if not is_left}
-    shared = sorted(set(left) & set(right))
+    hands = {True: {}, False: {}}
+    for name, pose, is_left in zip(captured.names, captured.poses, captured.is_left, strict=True):
+        hands[bool(is_left)][name] = pose.fingers
+    shared = sorted(set(hands[True]) & set(hands[False]))
     assert len(shared) > 45
-    same = [np.abs(left[n].fingers - right[n].fingers).mean() for n in shared]
-    names = sorted(shared)
-    crossed = [
-        np.abs(left[n].fingers - right[m].fingers).mean()
-        for n, m in zip(names, names[1:] + names[:1], strict=True)
-    ]
+    left, right = (np.stack([hands[side][name] for name in shared]) for side in (True, False))
+    same, crossed = (np.abs(left - r).mean(axis=(1, 2)) for r in (right, np.roll(right, -1, 0)))
     # The two were captured apart: alike, not equal.
     assert np.median(same) < np.radians(8)
     assert np.median(same) < 0.5 * np.median(crossed)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from references import cast
 
 from handpose_jax.synthetic.render import first_hits, mitsuba_renderer
 from handpose_jax.synthetic.scene import shapes
@@ -19,25 +20,10 @@ def soup(seed, count=60, depth=(0.2, 1.0)):
     return vertices.astype(np.float32), np.arange(3 * count).reshape(-1, 3)
 
 
-def brute_force(meshes):
-    """Moeller and Trumbore's test of every pixel's ray with every triangle."""
-    x0, y0, x1, y1 = REGION
-    depth = np.full((y1 - y0, x1 - x0), np.inf)
-    which = np.full(depth.shape, first_hits.NOTHING)
-    for index, (vertices, faces) in enumerate(meshes):
-        corners = vertices.astype(np.float64)[faces]
-        one, two = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-        for y, x in np.ndindex(depth.shape):
-            direction = np.linalg.solve(CAMERA, [x + x0, y + y0, 1.0])
-            p = np.cross(direction, two)
-            determinant = (one * p).sum(axis=1)
-            q = np.cross(-corners[:, 0], one)
-            u, v = (-corners[:, 0] * p).sum(axis=1) / determinant, q @ direction / determinant
-            t = (two * q).sum(axis=1) / determinant
-            hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (t > NEAR)
-            if hit.any() and t[hit].min() < depth[y, x]:
-                depth[y, x], which[y, x] = t[hit].min(), index
-    return depth, which
+def rays():
+    """The direction that is seen at the centre of every pixel of the region, at depth 1."""
+    y, x = np.mgrid[REGION[1] : REGION[3], REGION[0] : REGION[2]]
+    return np.stack([x.ravel(), y.ravel(), np.ones(x.size)], axis=1) @ np.linalg.inv(CAMERA).T
 
 
 @pytest.mark.parametrize('depth', [(0.2, 1.0), (-0.3, 0.3)], ids=['ahead', 'around the eye'])
@@ -45,11 +31,11 @@ def brute_force(meshes):
 def test_triangles_anywhere_are_hit_as_by_brute_force(seed, depth):
     meshes = [soup(seed, depth=depth), soup(seed + 10, depth=depth)]
     hits = first_hits.find(meshes, CAMERA, REGION, near=NEAR)
-    expected, which = brute_force(meshes)
+    expected, which = cast(meshes, rays(), NEAR)
 
     assert np.isfinite(expected).mean() > 0.3
-    np.testing.assert_allclose(hits.depth, expected, rtol=1e-9)
-    np.testing.assert_array_equal(hits.shape_id, which)
+    np.testing.assert_allclose(hits.depth.ravel(), expected, rtol=1e-9)
+    np.testing.assert_array_equal(hits.shape_id.ravel(), which)
 
 
 def test_face_and_weights_give_the_point_back():
@@ -82,9 +68,7 @@ def test_it_agrees_with_the_rays_of_the_renderer():
         mitsuba_renderer.Scene([surface], np.ones(3), CAMERA, width=30, height=32)
     )
     hits = first_hits.find([(vertices, faces)], CAMERA, REGION, near=NEAR)
-    y, x = np.mgrid[REGION[1] : REGION[3], REGION[0] : REGION[2]]
-    rays = np.stack([x.ravel(), y.ravel(), np.ones(x.size)], axis=1) @ np.linalg.inv(CAMERA).T
-    depths, shape_ids = picture.surfaces_towards(rays)
+    depths, shape_ids = picture.surfaces_towards(rays())
 
     np.testing.assert_array_equal(hits.shape_id.ravel(), shape_ids)
     np.testing.assert_allclose(hits.depth.ravel(), depths, rtol=1e-4)

@@ -13,8 +13,8 @@ def test_keypoints_are_the_projection_and_inside_the_picture(is_left):
         (fx, _, cx), (_, fy, cy), _ = found.camera
         x, y, z = found.keypoints_3d.T
         assert (z > 0.1).all()
-        np.testing.assert_allclose(found.keypoints[:, 0], fx * x / z + cx, rtol=0, atol=1e-9)
-        np.testing.assert_allclose(found.keypoints[:, 1], fy * y / z + cy, rtol=0, atol=1e-9)
+        expected = np.stack([fx * x / z + cx, fy * y / z + cy], axis=1)
+        np.testing.assert_allclose(found.keypoints, expected, rtol=0, atol=1e-9)
         assert ((found.keypoints > 0) & (found.keypoints < (79, 59))).all()
         assert found.image.shape == (60, 80, 3)
 

@@ -19,19 +19,13 @@ def sampled():
     return [poses.sample_pose(rng) for _ in range(1000)]
 
 
-def test_sampled_poses_are_within_the_limits(sampled):
+def test_sampled_poses_are_possible(sampled):
     fingers = np.stack([pose.fingers for pose in sampled])
     wrists = np.stack([pose.wrist for pose in sampled])
     assert np.all((LOW.fingers <= fingers) & (fingers <= HIGH.fingers))
     assert np.all((LOW.wrist <= wrists) & (wrists <= HIGH.wrist))
-
-
-def test_sampled_poses_are_coupled(sampled):
     for pose in sampled[:100]:
         np.testing.assert_allclose(skeleton.clamp(pose).fingers, pose.fingers, atol=1e-12)
-
-
-def test_sampled_hands_do_not_run_through_themselves(sampled):
     assert max(depth(pose) for pose in sampled[:300]) <= poses.MAX_PENETRATION
 
 
@@ -96,10 +90,6 @@ def test_penetration_sees_a_finger_pushed_through_another():
     crossed = keypoints.copy()
     crossed[6:9] = keypoints[10:13]
     assert poses.penetration(crossed) > 0.012
-    # It scales with the hand.
-    np.testing.assert_allclose(
-        poses.penetration(0.5 * crossed, size=0.5), 0.5 * poses.penetration(crossed)
-    )
 
 
 def test_untangle_opens_only_what_collides():
@@ -111,9 +101,3 @@ def test_untangle_opens_only_what_collides():
     opened = poses.untangle(tangled)
     assert depth(opened) <= poses.MAX_PENETRATION
     np.testing.assert_array_equal(opened.fingers[1:], tangled.fingers[1:])
-
-
-def test_interpolation_ends_in_its_ends():
-    fist, flat = poses.library()['fist'], poses.library()['flat']
-    np.testing.assert_allclose(poses.interpolate(fist, flat, 0.0).fingers, fist.fingers)
-    np.testing.assert_allclose(poses.interpolate(fist, flat, 1.0).fingers, flat.fingers)

@@ -30,42 +30,31 @@ def keypoints(pose, shape=skeleton.AVERAGE):
     return skeleton.forward_kinematics(shape, pose).keypoints
 
 
-def test_bones_keep_their_length_in_every_pose():
+def test_bones_are_as_long_as_the_table_times_the_shape_in_every_pose():
     rng = np.random.default_rng(0)
     shape = skeleton.sample_shape(rng)
+    table = shape.size * shape.lengths[:, None] * skeleton.BONE_LENGTHS
     flat = keypoints(skeleton.FLAT, shape)
+    parents, children = np.transpose(hand.BONES)
+    expected = np.linalg.norm(flat[children] - flat[parents], axis=1)
     for _ in range(50):
         posed = keypoints(random_pose(rng), shape)
-        for parent, child in hand.BONES:
-            np.testing.assert_allclose(
-                np.linalg.norm(posed[child] - posed[parent]),
-                np.linalg.norm(flat[child] - flat[parent]),
-                rtol=1e-9,
-            )
-
-
-def test_bones_are_as_long_as_the_table_times_the_shape():
-    shape = skeleton.AVERAGE._replace(size=0.9, lengths=np.array([1.1, 1.0, 0.95, 1.0, 1.05]))
-    posed = keypoints(random_pose(np.random.default_rng(1)), shape)
-    for finger, at in enumerate(hand.FINGERS.values()):
-        steps = np.linalg.norm(np.diff(posed[list(at)], axis=0), axis=1)
-        expected = 0.9 * shape.lengths[finger] * skeleton.BONE_LENGTHS[finger]
-        np.testing.assert_allclose(steps, expected, rtol=1e-9)
+        lengths = np.linalg.norm(posed[children] - posed[parents], axis=1)
+        np.testing.assert_allclose(lengths, expected, rtol=1e-9)
+        chains = posed[np.array(list(hand.FINGERS.values()))]
+        steps = np.linalg.norm(np.diff(chains, axis=1), axis=2)
+        np.testing.assert_allclose(steps, table, rtol=1e-9)
 
 
 def test_frames_are_rotations_along_their_bones():
     posed = skeleton.forward_kinematics(skeleton.AVERAGE, random_pose(np.random.default_rng(2)))
-    np.testing.assert_allclose(
-        posed.frames @ np.swapaxes(posed.frames, 1, 2), np.tile(np.eye(3), (21, 1, 1)), atol=1e-12
-    )
+    squares = posed.frames @ np.swapaxes(posed.frames, 1, 2)
+    np.testing.assert_allclose(squares, np.tile(np.eye(3), (21, 1, 1)), atol=1e-12)
     np.testing.assert_allclose(np.linalg.det(posed.frames), 1.0)
-    for parent, child in hand.BONES:
-        if parent == hand.WRIST:
-            continue
-        bone = posed.keypoints[child] - posed.keypoints[parent]
-        np.testing.assert_allclose(
-            posed.frames[child][:, 1], bone / np.linalg.norm(bone), atol=1e-12
-        )
+    parents, children = np.transpose([bone for bone in hand.BONES if bone[0] != hand.WRIST])
+    bones = posed.keypoints[children] - posed.keypoints[parents]
+    bones /= np.linalg.norm(bones, axis=1, keepdims=True)
+    np.testing.assert_allclose(posed.frames[children, :, 1], bones, atol=1e-12)
 
 
 def test_a_flat_hand_lies_along_y_and_is_as_long_as_stated():
@@ -117,12 +106,11 @@ def test_the_thumb_can_touch_every_fingertip(finger):
 
 
 def test_bent_fingers_converge():
-    spread = keypoints(skeleton.FLAT)
     fingers = np.zeros((5, 4))
     fingers[1:, 1:3] = np.radians(80)
-    bent_tips = keypoints(HandPose(fingers, np.zeros(2)))
-    straight_width = spread[20, 0] - spread[8, 0]
-    assert bent_tips[20, 0] - bent_tips[8, 0] < 0.75 * straight_width
+    poses = skeleton.FLAT, HandPose(fingers, np.zeros(2))
+    flat, bent_width = (np.ptp(keypoints(pose)[[8, 20], 0]) for pose in poses)
+    assert bent_width < 0.75 * flat
 
 
 def test_the_wrist_turns_the_forearm_against_the_hand():

@@ -8,8 +8,8 @@ from handpose_jax.synthetic.body import bundled, skin
 SIZE = 128
 
 
-def paint(seed, tone):
-    return skin.paint(np.random.default_rng(seed), tone, size=SIZE)
+def paint(seed, tone, size=SIZE):
+    return skin.paint(np.random.default_rng(seed), tone, size=size)
 
 
 def colour_at(texture, x, y, *, palm):
@@ -27,30 +27,24 @@ def test_a_seed_decides_the_skin():
 
 
 def test_tones_darken_steadily():
-    brightness = [
-        colour_at(paint(3, tone), 0.0, 0.05, palm=False).mean()
-        for tone in (0.0, 0.25, 0.5, 0.75, 1.0)
-    ]
+    tones = (0.0, 0.25, 0.5, 0.75, 1.0)
+    brightness = [colour_at(paint(3, t), 0.0, 0.05, palm=False).mean() for t in tones]
     assert np.all(np.diff(brightness) < -15)
 
 
 def test_dark_hands_have_lighter_palms():
-    texture = paint(4, 0.9)
-    back = colour_at(texture, 0.0, 0.05, palm=False)
-    palm = colour_at(texture, 0.0, 0.05, palm=True)
-    assert palm.mean() > back.mean() + 30
+    palm, back = (colour_at(paint(4, 0.9), 0.0, 0.05, palm=p).mean() for p in (True, False))
+    assert palm > back + 30
 
 
 def test_creases_are_darker_than_the_skin_beside_them():
     # Across the last joint of the middle finger, on the palm's side.
-    texture = skin.paint(np.random.default_rng(5), 0.7, size=512)
-    v = bundled.chart(np.array([[0.0, y, 0.0] for y in (0.150, 0.170)]), palm=True)
-    rows = ((1 - v[:, 1]) * 512).astype(int)
-    column = int(v[0, 0] * 512)
-    profile = texture.albedo[rows[1] : rows[0], column - 3 : column + 4].mean(axis=(1, 2))
-    deepest = rows[1] + np.argmin(profile)
-    expected = (1 - bundled.chart(np.array([[0.0, 0.162, 0.0]]), palm=True)[0, 1]) * 512
-    assert abs(deepest - expected) < 6
+    points = np.array([[0.0, y, 0.0] for y in (0.170, 0.162, 0.150)])
+    uv = bundled.chart(points, palm=True)
+    first, expected, last = (1 - uv[:, 1]) * 512
+    rows, column = slice(int(first), int(last)), int(uv[0, 0] * 512)
+    profile = paint(5, 0.7, size=512).albedo[rows, column - 3 : column + 4].mean(axis=(1, 2))
+    assert abs(rows.start + np.argmin(profile) - expected) < 6
     assert profile.min() < np.median(profile) - 8
 
 

@@ -1,21 +1,21 @@
 """Reads one numeric array from a MATLAB file (version 5, which MATLAB calls -v6 and -v7).
 
-SciPy reads the arrays; what it gets is first cut out of the file and unpacked here, up to a limit.
-SciPy believes the lengths in a file: a variable of a few megabytes that is said to be small may
-unpack to gigabytes in it.
+SciPy's reader is not for files of strangers. It believes the lengths in them, so that a variable of
+a few megabytes that is said to be small may unpack to gigabytes, and a type of numbers that it does
+not know ends the process. Whoever looks into a file far enough to prevent that has found the
+numbers, so they are taken from there, and SciPy is not asked.
 
-Source: MathWorks, MAT-File Format (version 5): file header, data elements and their tags.
+Source: MathWorks, MAT-File Format (version 5): file header, data elements and their tags, the
+subelements of numeric arrays.
 """
 
-import io
 import itertools
 import math
 import os
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from jaxtyping import Float
 MAX_BYTES = 256 * 2**20
 
 _HEADER_BYTES = 128
-_VERSION_AT, _ENDIAN_AT, _SUBSYSTEM_AT = 124, 126, 116
+_VERSION_AT, _ENDIAN_AT = 124, 126
 _VERSION_5, _VERSION_7_3 = 0x0100, 0x0200
 _HDF5 = b'\x89HDF\r\n\x1a\n'
 
@@ -33,11 +33,16 @@ _TAG_BYTES = 8
 _DESCRIPTION_BYTES = 2**16
 _MAX_VARIABLES = 1000
 
-_NUMERIC = (
-    'double',
-    'single',
-    *(f'{sign}int{bits}' for sign in ('', 'u') for bits in (8, 16, 32, 64)),
+# By their numbers in the format, from 1.
+_CLASSES = (
+    *('cell', 'struct', 'object', 'char', 'sparse', 'double', 'single', 'int8', 'uint8', 'int16'),
+    *('uint16', 'int32', 'uint32', 'int64', 'uint64', 'function', 'opaque', 'object'),
 )
+_NUMERIC = _CLASSES[5:15]
+_LOGICAL_FLAG, _COMPLEX_FLAG = 0x0200, 0x0800
+# How numbers are stored, whatever their class, by the format's number and by NumPy's name.
+_CODES = ('i1', 'u1', 'i2', 'u2', 'i4', 'u4', 'f4', 'f8', 'i8', 'u8')
+_STORED = dict(zip((1, 2, 3, 4, 5, 6, 7, 9, 12, 13), _CODES, strict=True))
 
 _SAVE_AGAIN = 'save it in MATLAB again, as numbers, by save(..., "-v7")'
 _DOWNLOAD_AGAIN = 'download or unpack it again'
@@ -78,8 +83,7 @@ def read_array(
         raise ValueError(f'{path}: variable {name!r}: {error}') from error
     except FileNotFoundError as error:
         raise ValueError(f'{path}: no such file to read {name!r} from; check the path') from error
-    # SciPy raises nearly anything when fed with damage.
-    except Exception as error:
+    except (OSError, ValueError, struct.error, zlib.error) as error:
         raise ValueError(
             f'{path}: variable {name!r}: the MATLAB file is truncated or damaged '
             f'({type(error).__name__}: {error}); {_DOWNLOAD_AGAIN}'
@@ -94,34 +98,37 @@ class _Element(NamedTuple):
     compressed: bool
 
 
+class _Variable(NamedTuple):
+    """What a variable says of itself, and where its numbers begin if it has some."""
+
+    element: _Element
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    numbers_at: int
+
+
 def _read(
     file: IO[bytes], name: str, shape: tuple[int | None, ...], max_bytes: int
 ) -> Float[np.ndarray, '...']:
-    import scipy.io
-
-    header, order = _read_header(file)
-    found: list[tuple[_Element, tuple[int, ...], str]] = []
-    names: list[str] = []
-    for element in _elements(file, order):
-        start = _unpack(file, order, element, _DESCRIPTION_BYTES, whole=False)
-        ((its_name, its_shape, kind),) = scipy.io.whosmat(io.BytesIO(header + start))
-        names.append(its_name)
-        if its_name == name:
-            found.append((element, its_shape, kind))
+    order = _read_header(file)
+    variables = [_describe(file, order, element) for element in _elements(file, order)]
+    found = [variable for variable in variables if variable.name == name]
     if len(found) != 1:
-        others = ', '.join(map(repr, names[:10])) or 'none'
+        others = ', '.join(repr(variable.name) for variable in variables[:10]) or 'none'
         raise _Refused(
             f'expected one variable of this name, got {len(found)}; the file holds {others}'
         )
-    element, actual, kind = found[0]
-    if kind not in _NUMERIC:
-        raise _Refused(f'expected an array of numbers, got one of class {kind}; {_SAVE_AGAIN}')
+    (variable,) = found
+    actual = variable.shape
+    if variable.kind not in _NUMERIC:
+        raise _Refused(
+            f'expected an array of real numbers, got one of class {variable.kind}; {_SAVE_AGAIN}'
+        )
     wanted = ' x '.join('any' if length is None else str(length) for length in shape)
     padded = actual + (1,) * (len(shape) - len(actual))
-    fits = len(padded) == len(shape) and all(
-        length in (None, its_length) for length, its_length in zip(shape, padded, strict=True)
-    )
-    if not fits:
+    fits = [length in (None, own) for length, own in zip(shape, padded, strict=False)]
+    if len(padded) != len(shape) or not all(fits):
         raise _Refused(
             f'expected the shape {wanted}, got {" x ".join(map(str, actual))}; check that it is '
             'the right file'
@@ -131,17 +138,18 @@ def _read(
             f'expected at most {max_bytes:,} bytes, got {math.prod(padded) * 8:,} in the shape '
             f'{" x ".join(map(str, actual))}; if it is what you expect, raise max_bytes'
         )
-    data = _unpack(file, order, element, max_bytes + _DESCRIPTION_BYTES, whole=True)
-    with warnings.catch_warnings():
-        # SciPy warns of what it cannot read, and returns a text instead.
-        warnings.simplefilter('error')
-        array: Any = scipy.io.loadmat(io.BytesIO(header + data), variable_names=[name])[name]
-    if array.dtype.kind not in 'iuf' or array.shape != actual:
+    limit = max_bytes + _DESCRIPTION_BYTES
+    matrix = _unpack(file, order, variable.element, limit, whole=True)
+    code, start, length, _ = _part(matrix, variable.numbers_at, order)
+    count = math.prod(actual)
+    if code not in _STORED or length != count * np.dtype(_STORED[code]).itemsize:
         raise _Refused(
-            f'expected real numbers in the shape {wanted}, got {array.dtype} in {array.shape}; '
-            f'{_SAVE_AGAIN}'
+            f'expected {count:,} numbers of one of the types {sorted(_STORED)}, got {length:,} '
+            f'bytes of type {code}: the file is damaged; {_DOWNLOAD_AGAIN}'
         )
-    values = array.astype(np.float64).reshape(padded)
+    numbers = np.frombuffer(matrix, order + _STORED[code], count, start)
+    # MATLAB writes columns first.
+    values = numbers.astype(np.float64).reshape(padded, order='F')
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         place = ', '.join(str(index + 1) for index in bad[0])
@@ -152,8 +160,8 @@ def _read(
     return values
 
 
-def _read_header(file: IO[bytes]) -> tuple[bytes, str]:
-    """The header for files of one variable, and the byte order as struct has it."""
+def _read_header(file: IO[bytes]) -> str:
+    """The byte order, as struct and NumPy have it."""
     header = file.read(_HEADER_BYTES)
     order = {b'IM': '<', b'MI': '>'}.get(header[_ENDIAN_AT:])
     version = struct.unpack_from(f'{order}H', header, _VERSION_AT)[0] if order else None
@@ -168,9 +176,7 @@ def _read_header(file: IO[bytes]) -> tuple[bytes, str]:
             f'expected a MATLAB file of version 5, got a file that starts with {start[:12]!r}; '
             f'{_DOWNLOAD_AGAIN}, or {_SAVE_AGAIN}'
         )
-    # It points to what belongs to objects, which is not handed on.
-    clean = header[:_SUBSYSTEM_AT] + bytes(_VERSION_AT - _SUBSYSTEM_AT) + header[_VERSION_AT:]
-    return clean, order
+    return order
 
 
 def _elements(file: IO[bytes], order: str) -> Iterator[_Element]:
@@ -192,12 +198,38 @@ def _elements(file: IO[bytes], order: str) -> Iterator[_Element]:
             )
         # A matrix is handed on with its tag, which is packed too where it is compressed.
         packed = kind == _COMPRESSED
-        yield _Element(
-            position if packed else position - _TAG_BYTES,
-            length if packed else length + _TAG_BYTES,
-            packed,
-        )
+        tag = 0 if packed else _TAG_BYTES
+        yield _Element(position - tag, length + tag, packed)
         position += length
+
+
+def _describe(file: IO[bytes], order: str, element: _Element) -> _Variable:
+    """Reads the first parts of a variable: flags, dimensions and name."""
+    matrix = _unpack(file, order, element, _DESCRIPTION_BYTES, whole=False)
+    _, start, _, position = _part(matrix, _TAG_BYTES, order)
+    (flags,) = struct.unpack_from(f'{order}I', matrix, start)
+    number = flags & 0xFF
+    kind = _CLASSES[number - 1] if 0 < number <= len(_CLASSES) else f'{number}, which is unknown'
+    for flag, what in ((_LOGICAL_FLAG, 'logical'), (_COMPLEX_FLAG, f'complex {kind}')):
+        kind = what if flags & flag else kind
+    shape: tuple[int, ...] = ()
+    # The objects of newer MATLABs have no dimensions.
+    if kind != 'opaque':
+        _, start, length, position = _part(matrix, position, order)
+        shape = struct.unpack_from(f'{order}{length // 4}I', matrix, start)
+    _, start, length, position = _part(matrix, position, order)
+    name = matrix[start : start + length].decode('latin-1')
+    return _Variable(element, name, kind, shape, position)
+
+
+def _part(matrix: bytes, position: int, order: str) -> tuple[int, int, int, int]:
+    """Type, start and length of a part of a variable, and where the next one is."""
+    code, length = _tag(matrix[position : position + _TAG_BYTES], order)
+    start = position + _TAG_BYTES
+    if code >> 16:
+        # Up to four bytes stand within the tag itself.
+        code, length, start = code & 0xFFFF, code >> 16, position + 4
+    return code, start, length, start + length + -(start + length) % 8
 
 
 def _tag(data: bytes, order: str) -> tuple[int, int]:
@@ -227,15 +259,9 @@ def _unpack(file: IO[bytes], order: str, element: _Element, limit: int, *, whole
             raise too_long
         if not unpacker.eof:
             raise _Refused(f'the packed data are truncated; {_DOWNLOAD_AGAIN}')
-    # SciPy would unpack what is packed in there once more.
     kind, length = _tag(unpacked, order)
-    if kind != _MATRIX:
+    if kind != _MATRIX or (whole and len(unpacked) != _TAG_BYTES + length):
         raise _Refused(
             f'expected an array in the packed data, got something else; {_DOWNLOAD_AGAIN}'
-        )
-    if whole and len(unpacked) != _TAG_BYTES + length:
-        raise _Refused(
-            f'expected {length:,} bytes of packed data, got {len(unpacked) - _TAG_BYTES:,}; '
-            f'{_DOWNLOAD_AGAIN}'
         )
     return unpacked[: _TAG_BYTES + length]

@@ -8,6 +8,8 @@ import argparse
 import json
 import math
 import os
+import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +136,7 @@ def make_record(
         return BadRecord(file=file, record=record, field=field, expected=expected, got=got)
 
     counted = np.asarray(annotated, bool)
-    points = _array('keypoints', keypoints, (hand.NUM_KEYPOINTS, 2), bad)
+    points = numbers('keypoints', keypoints, (hand.NUM_KEYPOINTS, 2), bad)
     if counted.shape != (hand.NUM_KEYPOINTS,) or not counted.any():
         raise bad('keypoints', 'at least one annotated keypoint of 21', 'none')
     known = points[counted]
@@ -149,7 +151,7 @@ def make_record(
         tight = geometry.keypoint_box(points, counted)
         field, expected = 'keypoints', 'annotated keypoints at more than one place'
     else:
-        tight = _array('box', box, (4,), bad)
+        tight = numbers('box', box, (4,), bad)
         field, expected = 'box', 'x0 < x1 and y0 < y1, finite, within the range of pixels'
     longest = geometry.longest_side(tight) if np.isfinite(tight).all() else math.nan
     upside_down = box is not None and not (tight[2:] > tight[:2]).all()
@@ -179,30 +181,114 @@ def make_record(
         'image_id': image_id,
     }
     if keypoints_3d is not None:
-        metres = _array('keypoints_3d', keypoints_3d, (hand.NUM_KEYPOINTS, 3), bad)
+        metres = numbers('keypoints_3d', keypoints_3d, (hand.NUM_KEYPOINTS, 3), bad)
         if not (np.abs(metres) <= _MAX_METRES).all():
             raise bad('keypoints_3d', f'finite places within {_MAX_METRES:g} m', metres.tolist())
         example['keypoints_3d'] = metres.astype(np.float32)
-        matrix = _array('camera', camera, (3, 3), bad)
+        matrix = numbers('camera', camera, (3, 3), bad)
         if not np.isfinite(matrix).all():
             raise bad('camera', 'a finite matrix', matrix.tolist())
         example['camera'] = matrix.astype(np.float32)
     return example
 
 
-def _array(
-    field: str, value: Any, shape: tuple[int, ...], bad: Callable[[str, str, Any], BadRecord]
+def numbers(
+    field: str,
+    value: Any,
+    shape: tuple[int, ...],
+    bad: Callable[[str, str, Any], BadRecord],
+    *,
+    finite: bool = False,
 ) -> np.ndarray:
-    expected = f'numbers in the shape {shape}'
+    """A value of a file as f64 of this shape.
+
+    Args:
+        field: its name.
+        value: what the file has.
+        shape: () for a single number.
+        bad: makes the error of a field, of what was expected and of what came.
+        finite: refuse NaN and infinities.
+
+    Raises:
+        BadRecord: for anything else.
+    """
+    expected = f'numbers in the shape {shape}' if shape else 'a number'
     try:
         array = np.asarray(value)
-        numeric = array.dtype.kind in 'iuf' and array.shape == shape
     except (ValueError, TypeError, OverflowError):
-        numeric = False
-    if not numeric:
-        shown = repr(value)
-        raise bad(field, expected, shown if len(shown) <= 80 else f'{shown[:77]}...')
+        raise bad(field, expected, show(value)) from None
+    if array.dtype.kind not in 'iuf' or array.shape != shape:
+        is_numeric = array.dtype.kind in 'iuf'
+        raise bad(
+            field, expected, f'numbers in the shape {array.shape}' if is_numeric else show(value)
+        )
+    if finite and not np.isfinite(array).all():
+        row = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1))) if shape else 0
+        got = f'{array[row].tolist()} in row {row}' if len(shape) > 1 else show(value)
+        raise bad(field, f'{expected}, finite', got)
     return array.astype(np.float64)
+
+
+def show(value: Any) -> str:
+    """A value of a file for a message, shortened; of an error what it says."""
+    text = str(value) if isinstance(value, str | Exception) and str(value) else repr(value)
+    return text if len(text) <= 120 else f'{text[:117]}...'
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuses names that cannot be part of a file's name, as those of data sets and splits are.
+
+    Raises:
+        ValueError: naming `what`.
+    """
+    if not re.fullmatch('[a-z][a-z0-9_]*', name):
+        raise ValueError(
+            f'{what}: expected a name of small letters, digits and underscores that starts with a '
+            f'letter, got {name!r}'
+        )
+
+
+def target_folder(name: str, arguments: argparse.Namespace) -> Path:
+    """Where the data set of these arguments is written."""
+    return Path(arguments.data_dir) if arguments.data_dir else prepared.default_folder(name)
+
+
+def cache_folder(name: str, arguments: argparse.Namespace) -> Path:
+    """Where to keep what is made of its annotations, see keep: beside the data set."""
+    target = target_folder(name, arguments)
+    return target.with_name(f'{target.name}.annotations')
+
+
+def keep(
+    path: Path, digest: str, make: Callable[[], Mapping[str, np.ndarray]]
+) -> Mapping[str, np.ndarray]:
+    """Arrays that take long to make, from a file that is read in a moment.
+
+    Args:
+        path: of the file; written if it is absent, broken or of something else.
+        digest: of what they are made of.
+        make: makes them.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    try:
+        with path.open('rb') as file, np.load(file, allow_pickle=False) as stored:
+            if str(stored['sha256']) == digest:
+                return {name: stored[name] for name in stored}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        # Absent, or left unfinished by something else.
+        pass
+    arrays = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'{path.name}.partial-{os.getpid()}')
+    try:
+        with temporary.open('wb') as out:
+            np.savez(out, allow_pickle=False, sha256=np.array(digest), **arrays)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return arrays
 
 
 def _read(path: str | os.PathLike[str], bad: Callable[[str, str, Any], BadRecord]) -> bytes:
@@ -252,7 +338,7 @@ def prepare(
     Raises:
         ValueError: see prepared.prepare.
     """
-    folder = Path(arguments.data_dir) if arguments.data_dir else prepared.default_folder(name)
+    folder = target_folder(name, arguments)
     if arguments.check_images:
         splits = {key: split._replace(make=_Checked(split.make)) for key, split in splits.items()}
     prepared.prepare(

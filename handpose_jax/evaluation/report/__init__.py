@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from handpose_jax.evaluation.report import comparison, gallery, markdown, page, runs, tables
-from handpose_jax.process import storage
+from handpose_jax.process import outputs, storage
 
 FOLDER = 'report'
 """In the workdir, of the report that an evaluation writes."""
@@ -46,8 +46,8 @@ def write_report(
         The path of report.html: pathlib.Path, or epath.Path in a bucket.
 
     Raises:
-        ValueError: for a workdir that was not evaluated or is given twice, or a folder that cannot
-            be written.
+        ValueError: for a workdir that was not evaluated or is given twice, a folder that cannot be
+            written, or one that holds other files of these names.
     """
     if worst < 0:
         raise ValueError(f'worst: expected a number of cases, 0 or more, got {worst}')
@@ -61,9 +61,10 @@ def write_report(
     )
     folder = storage.folder(out)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARKDOWN_FILE).write_text(markdown.render(content), 'utf-8')
-        (folder / HTML_FILE).write_text(page.render(content), 'utf-8')
+        for name in (MARKDOWN_FILE, HTML_FILE):
+            outputs.check(folder / name)
+        outputs.write(folder / MARKDOWN_FILE, markdown.render(content).encode())
+        outputs.write(folder / HTML_FILE, page.render(content).encode())
     except OSError as error:
         raise ValueError(
             f'--out {out}: cannot write the report ({error.strerror}); '

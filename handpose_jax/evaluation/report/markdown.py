@@ -4,12 +4,14 @@ import re
 
 from handpose_jax.evaluation.report import tables
 from handpose_jax.evaluation.report.tables import Content, Table
+from handpose_jax.process import outputs
 
 
 def render(content: Content) -> str:
     """The report without its pictures."""
     runs = content.runs
     parts = [
+        outputs.MARKDOWN_MARK,
         '# Evaluation of hand keypoints: ' + ', '.join(text(run.name) for run in runs),
         'Made by ' + code(content.command),
         '## Results',

@@ -14,6 +14,7 @@ from handpose_jax.evaluation.report import bootstrap, gallery, markup, plots, ta
 from handpose_jax.evaluation.report.runs import Run
 from handpose_jax.evaluation.report.style import STYLE
 from handpose_jax.evaluation.report.tables import Content
+from handpose_jax.process import outputs
 
 # Whatever a file name manages to smuggle in, the browser runs no script and loads nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -50,7 +51,7 @@ def render(content: Content) -> str:
         for name, (label, make) in sections.items()
     )
     return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{outputs.HTML_MARK}'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{markup.text(title)}</title><style>{STYLE}</style></head><body>'

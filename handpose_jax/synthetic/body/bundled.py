@@ -6,13 +6,15 @@ bend, so that it keeps its thickness there, where a plain blend of two bones wou
 """
 
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from handpose_jax.synthetic.body import flesh, skeleton
+from handpose_jax.synthetic.body import flesh, meshes, skeleton
+from handpose_jax.synthetic.body.flesh import REST_SKELETON
 from handpose_jax.synthetic.body.types import CLOTH, NAIL, SKIN, HandPose, HandShape, PosedBody
 
 # Steps in which a joint bends, and the places they make on a finger: the palm, then three joints.
@@ -65,7 +67,6 @@ class Part(NamedTuple):
     source: Int[np.ndarray, 'v']
 
 
-REST_SKELETON = skeleton.forward_kinematics(skeleton.AVERAGE, flesh.REST)
 # The frame of each straight finger.
 _BONES = REST_SKELETON.frames[skeleton.FINGER_KEYPOINTS[:, 1]]
 
@@ -84,13 +85,10 @@ def finger_progress(finger: int, points: Float[np.ndarray, 'n 3']) -> Float[np.n
     zones = [_BASE_ZONE, (half, half), (0.9 * half, 0.9 * half)]
     if finger == skeleton.THUMB:
         zones[:2] = [_THUMB_ZONE, _THUMB_SECOND_ZONE]
-    return sum(
-        (
-            _ramp(along, joint - before, joint + behind)
-            for joint, (before, behind) in zip((0.0, first, second), zones, strict=True)
-        ),
-        start=np.zeros(len(points)),
-    )
+    progress = np.zeros(len(points))
+    for joint, (before, behind) in zip((0.0, first, second), zones, strict=True):
+        progress += _ramp(along, joint - before, joint + behind)
+    return progress
 
 
 def finger_shares(points: Float[np.ndarray, 'n 3']) -> Float[np.ndarray, 'n 5']:
@@ -135,24 +133,6 @@ def _weights(
     return weights
 
 
-def _smoothed(
-    values: Float[np.ndarray, 'v c'],
-    faces: Int[np.ndarray, 'f 3'],
-    amount: Float[np.ndarray, 'v'],
-    times: int,
-) -> Float[np.ndarray, 'v c']:
-    """Lets values spread to neighbouring vertices, by `amount` (0..1) at each."""
-    sides = np.concatenate([faces[:, [a, (a + 1) % 3]] for a in range(3)])
-    degree = np.bincount(sides[:, 0], minlength=len(values))[:, None]
-    for _ in range(times):
-        around = np.stack(
-            [np.bincount(sides[:, 0], column[sides[:, 1]], len(values)) for column in values.T],
-            axis=1,
-        )
-        values = values + 0.7 * amount[:, None] * (around / degree - values)
-    return values
-
-
 # The skin's chart: the rest pose seen from behind (left half) and from the front (right half), y
 # up; the forearm is drawn shorter.
 CHART_LEFT, CHART_RIGHT = -0.122, 0.096
@@ -183,22 +163,6 @@ def unchart(uv: Float[np.ndarray, 'n 2']) -> Float[np.ndarray, 'n 2']:
     return np.stack([x, np.interp(uv[:, 1], _CHART_V, _CHART_Y)], axis=1)
 
 
-def vertex_normals(
-    vertices: Float[np.ndarray, 'v 3'], faces: Int[np.ndarray, 'f 3']
-) -> Float[np.ndarray, 'v 3']:
-    """Returns the unit normals of a mesh's vertices, means of their faces' by area."""
-    a, b, c = (vertices[faces[:, k]] for k in range(3))
-    across = np.cross(b - a, c - a)
-    total = np.stack(
-        [
-            sum(np.bincount(faces[:, k], across[:, axis], len(vertices)) for k in range(3))
-            for axis in range(3)
-        ],
-        axis=1,
-    )
-    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
-
-
 @functools.lru_cache(maxsize=2)
 def _skin(step: float) -> Part:
     mesh = flesh.mesh(step)
@@ -207,9 +171,12 @@ def _skin(step: float) -> Part:
     share = finger_shares(points)
     # Past the webs the fingers' own joints stay crisp.
     loose = 1 - _ramp((share * progress).sum(axis=1), 0.9, 1.0)
-    both = _smoothed(np.concatenate([progress, share], axis=1), mesh.faces, loose, 8)
+    around = meshes.Neighbours(mesh.faces, len(points))
+    both = np.concatenate([progress, share], axis=1)
+    for _ in range(8):
+        both = both + 0.7 * loose[:, None] * (around.means(both) - both)
     weights = _weights(both[:, :5], both[:, 5:], points)
-    on_palm = vertex_normals(points, mesh.faces)[mesh.faces, 2].sum(axis=1) < 0
+    on_palm = meshes.vertex_normals(points, mesh.faces)[mesh.faces, 2].sum(axis=1) < 0
     back = np.unique(mesh.faces[~on_palm])
     palm = np.unique(mesh.faces[on_palm])
     number = np.zeros((2, len(points)), np.int32)
@@ -239,30 +206,23 @@ _NAIL_LENGTH = np.array([1.45, 1.34, 1.38, 1.36, 1.34])
 _NAIL_ACROSS, _NAIL_ALONG = 9, 9
 
 
-def _grid_faces(rows: int, columns: int) -> Int[np.ndarray, 'f 3']:
-    """Two triangles a cell; counter-clockwise where columns run to the right and rows up."""
-    at = np.arange(rows * columns).reshape(rows, columns)
-    a, b, c, d = at[:-1, :-1], at[:-1, 1:], at[1:, 1:], at[1:, :-1]
-    pairs = [np.stack([a, b, c], axis=-1), np.stack([a, c, d], axis=-1)]
-    return np.concatenate([pair.reshape(-1, 3) for pair in pairs]).astype(np.int32)
-
-
 def _skin_height(finger: int, x: Float[np.ndarray, 'n'], y: Float[np.ndarray, 'n']) -> np.ndarray:
     """Height of the skin of a finger's back, in its own frame."""
-    at = skeleton.FINGER_KEYPOINTS[finger]
     low, high = np.zeros(len(x)), np.full(len(x), 0.016)
     for _ in range(14):
         middle = (low + high) / 2
-        local = np.stack([x, y, middle], axis=1)
-        outside = (
-            flesh.field(REST_SKELETON.keypoints[at[0]] + local @ REST_SKELETON.frames[at[1]].T) > 0
-        )
+        outside = flesh.field(_from_finger(finger, np.stack([x, y, middle], axis=1))) > 0
         low, high = np.where(outside, low, middle), np.where(outside, middle, high)
     return low
 
 
+def _from_finger(finger: int, local: Float[np.ndarray, 'n 3']) -> Float[np.ndarray, 'n 3']:
+    """Brings points from the frame of a straight finger (see flesh) to the hand frame."""
+    base, next_joint = skeleton.FINGER_KEYPOINTS[finger][:2]
+    return REST_SKELETON.keypoints[base] + local @ REST_SKELETON.frames[next_joint].T
+
+
 def _nail(finger: int) -> Part:
-    at = skeleton.FINGER_KEYPOINTS[finger]
     half = flesh.HALF_BREADTHS[finger]
     breadth, length = _NAIL_HALF_BREADTH[finger] * half, _NAIL_LENGTH[finger] * half
     end = skeleton.BONE_LENGTHS[finger].sum() + flesh.FINGERTIP - 0.0006
@@ -297,12 +257,12 @@ def _nail(finger: int) -> Part:
     local[:, [0, -1], 0] += [-0.0001, 0.0001]
     uv = np.stack(np.meshgrid(across / 2 + 0.5, along), axis=-1)
     uv = np.pad(uv, ((1, 1), (1, 1), (0, 0)), mode='edge')
-    points = REST_SKELETON.keypoints[at[0]] + local.reshape(-1, 3) @ REST_SKELETON.frames[at[1]].T
+    points = _from_finger(finger, local.reshape(-1, 3))
     weights = np.zeros((len(points), _ROWS))
     weights[:, finger * _PLACES + _PLACES - 1] = 1.0
     return Part(
         points,
-        _grid_faces(_NAIL_ALONG + 2, _NAIL_ACROSS + 2),
+        meshes.grid_faces(_NAIL_ALONG + 2, _NAIL_ACROSS + 2),
         uv.reshape(-1, 2),
         weights,
         np.arange(len(points)),
@@ -346,31 +306,23 @@ def _sleeve(sleeve: Sleeve) -> Part:
     inside -= (0.0016 + 0.35 * sleeve.looseness) * inward
     lip = outer[0] - 0.0012 * inward + [0.0, 0.0009, 0.0]
     points = np.concatenate([inside[None], lip[None], outer]).reshape(-1, 3)
-    rows = _SLEEVE_ALONG + 2
-    uv = np.stack(
-        np.broadcast_arrays(
-            around[None] / (2 * math.pi), np.r_[0.0, 0.02, 0.03 + 0.97 * along][:, None]
-        ),
-        axis=-1,
-    )
-    columns = _SLEEVE_AROUND + 1
+    rows, columns = _SLEEVE_ALONG + 2, _SLEEVE_AROUND + 1
+    v = np.r_[0.0, 0.02, 0.03 + 0.97 * along][:, None]
+    uv = np.stack(np.broadcast_arrays(around / (2 * math.pi), v), axis=-1)
     source = np.arange(rows * columns).reshape(rows, columns)
     source[:, -1] = source[:, 0]
     weights = _weights(np.zeros((len(points), 5)), np.full((len(points), 5), 0.2), points)
-    return Part(points, _grid_faces(rows, columns), uv.reshape(-1, 2), weights, source.ravel())
+    faces = meshes.grid_faces(rows, columns)
+    return Part(points, faces, uv.reshape(-1, 2), weights, source.ravel())
 
 
 def _joined(parts: list[Part]) -> Part:
-    starts = np.cumsum([0] + [len(part.vertices) for part in parts[:-1]])
-    return Part(
-        np.concatenate([part.vertices for part in parts]),
-        np.concatenate(
-            [part.faces + start for part, start in zip(parts, starts, strict=True)]
-        ).astype(np.int32),
-        np.concatenate([part.uv for part in parts]),
-        np.concatenate([part.weights for part in parts]),
-        np.concatenate([part.source + start for part, start in zip(parts, starts, strict=True)]),
-    )
+    starts = itertools.accumulate((len(part.vertices) for part in parts[:-1]), initial=0)
+    shifted = [
+        part._replace(faces=part.faces + start, source=part.source + start)
+        for part, start in zip(parts, starts, strict=True)
+    ]
+    return Part(*(np.concatenate(column) for column in zip(*shifted, strict=True)))
 
 
 def sample_sleeve(rng: np.random.Generator) -> Sleeve:
@@ -383,7 +335,7 @@ def sample_sleeve(rng: np.random.Generator) -> Sleeve:
 
 
 class BundledBody:
-    """A hand made by the code itself: skin, nails and, if wanted, a sleeve (see bodies.Body).
+    """A hand made by the code itself: skin, nails and, if wanted, a sleeve.
 
     The skin is a closed mesh with its forearm; nails and sleeve lie on it as meshes of their own.
     The skin's texture coordinates are those of `chart`; a nail's run across and along it, a
@@ -500,13 +452,8 @@ def _part_turns(
 ) -> Float[np.ndarray, '*s p 3 3']:
     """The rotations a third, two thirds and all of the way; less than a half turn."""
     turn = end @ np.swapaxes(start, -1, -2)
-    axis = np.stack(
-        [
-            turn[..., (k + 2) % 3, (k + 1) % 3] - turn[..., (k + 1) % 3, (k + 2) % 3]
-            for k in range(3)
-        ],
-        axis=-1,
-    )
+    i, j = [1, 2, 0], [2, 0, 1]
+    axis = turn[..., j, i] - turn[..., i, j]
     sine = np.linalg.norm(axis, axis=-1) / 2
     cosine = (turn[..., 0, 0] + turn[..., 1, 1] + turn[..., 2, 2] - 1) / 2
     x, y, z = np.moveaxis(axis / np.maximum(2 * sine, 1e-12)[..., None], -1, 0)

@@ -60,7 +60,7 @@ def read_webxr(path: str) -> Captures:
     records = content.get('poses') if isinstance(content, dict) else None
     if not isinstance(records, list) or not records:
         raise ValueError(f'{path}: expected an object with a list "poses", not empty')
-    names, is_left, poses, residuals, partial = [], [], [], [], []
+    rows, partial = [], []
     for number, record in enumerate(records):
         where = f'{path}, pose {number}'
         name, left, joints = _webxr_record(record, where)
@@ -72,12 +72,10 @@ def read_webxr(path: str) -> Captures:
             pose, residual = fit(keypoints * (-1.0, 1.0, 1.0) if left else keypoints)
         except ValueError as error:
             raise ValueError(f'{where} ({name}), field joints_mm: {error}') from error
-        names.append(name)
-        is_left.append(left)
-        poses.append(pose)
-        residuals.append(residual)
+        rows.append((name, left, pose, residual))
+    names, is_left, poses, residuals = zip(*rows, strict=True) if rows else ((), (), (), ())
     return Captures(
-        tuple(names), np.array(is_left, bool), tuple(poses), np.array(residuals), tuple(partial)
+        names, np.array(is_left, bool), poses, np.array(residuals, np.float64), tuple(partial)
     )
 
 
@@ -137,9 +135,7 @@ def fit(keypoints: Float[np.ndarray, '21 3']) -> tuple[HandPose, float]:
     return pose, float(distances.sum() / hand.NUM_KEYPOINTS / scale)
 
 
-def _in_hand_frame(
-    keypoints: Float[np.ndarray, '21 3'],
-) -> tuple[Float[np.ndarray, '21 3'], float]:
+def _in_hand_frame(keypoints: Float[np.ndarray, '21 3']) -> tuple[Float[np.ndarray, '21 3'], float]:
     """Lays a captured palm onto the skeleton's, turned and scaled; the scale, too."""
     ours = np.concatenate([np.zeros((1, 3)), skeleton.FINGER_BASES[1:]])
     theirs = keypoints[_PALM_KEYPOINTS]

@@ -2,18 +2,19 @@
 
 The field is built once, in a rest pose of spread, straight fingers, so that no two fingers touch.
 It is negative inside, metres, and near a distance only close to the surface. Its measures are those
-of an average adult, rounded; the frame is the hand frame of bodies.py.
+of an average adult, rounded; the frame is the hand frame of types.py.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from handpose_jax.synthetic.body import skeleton
+from handpose_jax.synthetic.body import meshes, skeleton
 from handpose_jax.synthetic.body.types import HandPose
 
 REST = HandPose(
@@ -23,6 +24,8 @@ REST = HandPose(
     wrist=np.zeros(2),
 )
 """The pose the flesh is modelled in."""
+
+REST_SKELETON = skeleton.forward_kinematics(skeleton.AVERAGE, REST)
 
 FOREARM_LENGTH = 0.25
 # The skin goes on this far beyond a fingertip keypoint.
@@ -95,18 +98,6 @@ _ARM_PROFILE = np.array(
 )
 
 
-class Mesh(NamedTuple):
-    """A closed surface.
-
-    Attributes:
-        vertices: f64[v 3], metres.
-        faces: i32[f 3], counter-clockwise from outside.
-    """
-
-    vertices: Float[np.ndarray, 'v 3']
-    faces: Int[np.ndarray, 'f 3']
-
-
 def smooth_profile(
     table: Float[np.ndarray, 'r c'], at: Float[np.ndarray, '*s']
 ) -> Float[np.ndarray, '*s k']:
@@ -160,7 +151,7 @@ def finger_coordinates(
         base, 1 and 2 at its next joints, 3 where its skin ends, and on beyond both ends.
     """
     at = skeleton.FINGER_KEYPOINTS[finger]
-    local = _into(points, _SKELETON.keypoints[at[0]], _SKELETON.frames[at[1]])
+    local = _into(points, REST_SKELETON.keypoints[at[0]], REST_SKELETON.frames[at[1]])
     first, second, third = skeleton.BONE_LENGTHS[finger]
     stations = np.cumsum([0.0, first, second, third + FINGERTIP])
     along = local[..., 1]
@@ -168,9 +159,6 @@ def finger_coordinates(
     station = np.where(along < 0, along / first, station)
     station = np.where(along > stations[3], 3 + (along - stations[3]) / third, station)
     return local, station
-
-
-_SKELETON = skeleton.forward_kinematics(skeleton.AVERAGE, REST)
 
 
 def _into(
@@ -254,7 +242,7 @@ def _point(finger: int, station: float, side: float, up: float) -> Float[np.ndar
     """A point beside a finger's bones: its place along the first bone, and metres aside and up."""
     at = skeleton.FINGER_KEYPOINTS[finger]
     offset = np.array([side, station * skeleton.BONE_LENGTHS[finger, 0], up])
-    return _SKELETON.keypoints[at[0]] + _SKELETON.frames[at[1]] @ offset
+    return REST_SKELETON.keypoints[at[0]] + REST_SKELETON.frames[at[1]] @ offset
 
 
 def _turned(z: float, x: float = 0.0) -> Float[np.ndarray, '3 3']:
@@ -278,12 +266,24 @@ _FIRST_WEB = (
 
 
 class _Part(NamedTuple):
-    """One shape of the flesh: its field, the corners of a box around it, its fillet to the rest."""
+    """One shape of the flesh.
+
+    Attributes:
+        field: its distance field.
+        ends: two points of it.
+        margin: metres; how far it goes beyond the box of its ends.
+        fillet: metres, to the rest; a negative one hollows the flesh out.
+    """
 
     field: Callable[[Float[np.ndarray, '*s 3']], Float[np.ndarray, '*s']]
-    low: Float[np.ndarray, '3']
-    high: Float[np.ndarray, '3']
+    ends: Float[np.ndarray, '2 3']
+    margin: float
     fillet: float
+
+    def may_touch(self, low: Float[np.ndarray, '3'], high: Float[np.ndarray, '3']) -> bool:
+        """Whether it can change the flesh in a box."""
+        first, last = self.ends.min(axis=0) - self.margin, self.ends.max(axis=0) + self.margin
+        return not ((first - self.fillet > high).any() or (last + self.fillet < low).any())
 
 
 def _cone_part(
@@ -292,13 +292,8 @@ def _cone_part(
     radii: tuple[float, float],
     fillet: float,
 ) -> _Part:
-    margin = max(radii)
-    return _Part(
-        lambda points: _round_cone(points, start, end, radii),
-        np.minimum(start, end) - margin,
-        np.maximum(start, end) + margin,
-        fillet,
-    )
+    field = functools.partial(_round_cone, start=start, end=end, radii=radii)
+    return _Part(field, np.stack([start, end]), max(radii), fillet)
 
 
 def _ellipsoid_part(
@@ -307,23 +302,13 @@ def _ellipsoid_part(
     half: tuple[float, float, float],
     fillet: float,
 ) -> _Part:
-    return _Part(
-        lambda points: _ellipsoid(points, centre, axes, half),
-        centre - max(half),
-        centre + max(half),
-        fillet,
-    )
+    field = functools.partial(_ellipsoid, centre=centre, axes=axes, half=half)
+    return _Part(field, np.stack([centre, centre]), max(half), fillet)
 
 
 def _finger_part(finger: int, fillet: float) -> _Part:
-    ends = _SKELETON.keypoints[skeleton.FINGER_KEYPOINTS[finger][[0, 3]]]
-    margin = 1.6 * HALF_BREADTHS[finger]
-    return _Part(
-        lambda points: _finger(finger, points),
-        ends.min(axis=0) - margin,
-        ends.max(axis=0) + margin,
-        fillet,
-    )
+    ends = REST_SKELETON.keypoints[skeleton.FINGER_KEYPOINTS[finger][[0, 3]]]
+    return _Part(functools.partial(_finger, finger), ends, 1.6 * HALF_BREADTHS[finger], fillet)
 
 
 def _parts() -> list[_Part]:
@@ -367,7 +352,7 @@ def field(points: Float[np.ndarray, '*s 3']) -> Float[np.ndarray, '*s']:
     low, high = corners.min(axis=0), corners.max(axis=0)
     flesh = _arm(points)
     for part in _PARTS:
-        if (part.low - part.fillet > high).any() or (part.high + part.fillet < low).any():
+        if not part.may_touch(low, high):
             continue
         if part.fillet > 0:
             flesh = smooth_union(flesh, part.field(points), part.fillet)
@@ -376,70 +361,9 @@ def field(points: Float[np.ndarray, '*s 3']) -> Float[np.ndarray, '*s']:
     return flesh
 
 
-def surface_nets(
-    values: Float[np.ndarray, 'x y z'], axes: tuple[Float[np.ndarray, '_'], ...]
-) -> Mesh:
-    """Meshes the zero surface of a sampled field: one vertex a cell, one quad an edge it crosses.
-
-    Args:
-        values: f64[x y z], negative inside, positive on the whole border.
-        axes: coordinates of the samples along each axis, rising, not necessarily even.
-
-    Returns:
-        The mesh.
-
-    Raises:
-        ValueError: if the surface leaves the grid.
-    """
-    inside = values < 0
-    for axis in range(3):
-        if np.take(inside, (0, -1), axis=axis).any():
-            raise ValueError('the surface leaves the grid: expected positive values on its border')
-    cells = [slice(None, -1), slice(1, None)]
-    corners = np.stack([inside[a, b, c] for a, b, c in itertools.product(cells, repeat=3)])
-    active = corners.any(axis=0) & ~corners.all(axis=0)
-    where = np.argwhere(active)
-    number = np.full(active.shape, -1, dtype=np.int64)
-    number[active] = np.arange(len(where))
-    total, count = np.zeros((len(where), 3)), np.zeros((len(where), 1))
-    for axis in range(3):
-        for rest in itertools.product((0, 1), repeat=2):
-            near = np.insert(np.array(rest), axis, 0)
-            first, second = where + near, where + np.insert(np.array(rest), axis, 1)
-            a, b = values[tuple(first.T)], values[tuple(second.T)]
-            cross = (a < 0) != (b < 0)
-            t = a[cross] / (a[cross] - b[cross])
-            ends = [
-                np.stack([axes[k][side[cross, k]] for k in range(3)], axis=1)
-                for side in (first, second)
-            ]
-            total[cross] += ends[0] + t[:, None] * (ends[1] - ends[0])
-            count[cross] += 1
-    quads = []
-    for axis in range(3):
-        low = np.moveaxis(inside, axis, 0)
-        change = np.moveaxis(low[:-1] != low[1:], 0, axis)
-        edges = np.argwhere(change)
-        u, v = np.eye(3, dtype=np.int64)[[(axis + 1) % 3, (axis + 2) % 3]]
-        ring = np.stack(
-            [number[tuple((edges - o).T)] for o in (u + v, v, np.zeros(3, np.int64), u)], axis=1
-        )
-        outward = inside[tuple(edges.T)]
-        quads.append(np.where(outward[:, None], ring, ring[:, ::-1]))
-    quad = np.concatenate(quads)
-    vertices = total / count
-    # Each quad is cut along its shorter diagonal.
-    diagonals = [
-        np.linalg.norm(vertices[quad[:, a]] - vertices[quad[:, a + 2]], axis=1) for a in (0, 1)
-    ]
-    quad = np.where((diagonals[0] > diagonals[1])[:, None], np.roll(quad, -1, axis=1), quad)
-    faces = np.concatenate([quad[:, [0, 1, 2]], quad[:, [0, 2, 3]]]).astype(np.int32)
-    return Mesh(vertices, faces)
-
-
 def _axes(step: float) -> tuple[Float[np.ndarray, '_'], ...]:
-    low = _SKELETON.keypoints.min(axis=0) - 0.025
-    high = _SKELETON.keypoints.max(axis=0) + 0.025
+    low = REST_SKELETON.keypoints.min(axis=0) - 0.025
+    high = REST_SKELETON.keypoints.max(axis=0) + 0.025
     low[0], high[0] = min(low[0], -0.055), max(high[0], 0.055)
     low[2], high[2] = min(low[2], -0.050), max(high[2], 0.048)
     even = [np.arange(low[k], high[k] + step, step) for k in range(3)]
@@ -451,7 +375,7 @@ def _axes(step: float) -> tuple[Float[np.ndarray, '_'], ...]:
     return tuple(even)
 
 
-def mesh(step: float) -> Mesh:
+def mesh(step: float) -> meshes.Mesh:
     """Meshes the flesh of the rest pose.
 
     Args:
@@ -472,8 +396,8 @@ def mesh(step: float) -> Mesh:
     reach = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1) / 2
     for part, value, near in zip(parts, coarse, coarse < 2.5 * reach + 0.006, strict=True):
         values[part] = field(grid[part]) if near else value
-    made = surface_nets(values, axes)
-    return Mesh(_settle(made, values, axes), made.faces)
+    made = meshes.surface_nets(values, axes)
+    return made._replace(vertices=_settle(made, values, axes))
 
 
 def _sample(
@@ -500,18 +424,13 @@ def _sample(
 
 
 def _settle(
-    made: Mesh, values: Float[np.ndarray, 'x y z'], axes: tuple[Float[np.ndarray, '_'], ...]
+    made: meshes.Mesh, values: Float[np.ndarray, 'x y z'], axes: tuple[Float[np.ndarray, '_'], ...]
 ) -> Float[np.ndarray, 'v 3']:
     """Evens the vertices out along the surface, and keeps them on the field's zero."""
     vertices = made.vertices
-    sides = np.concatenate([made.faces[:, [a, (a + 1) % 3]] for a in range(3)])
-    degree = np.bincount(sides[:, 0], minlength=len(vertices))[:, None]
+    around = meshes.Neighbours(made.faces, len(vertices))
     for _ in range(4):
-        total = np.stack(
-            [np.bincount(sides[:, 0], vertices[sides[:, 1], k], len(vertices)) for k in range(3)],
-            axis=1,
-        )
-        vertices = vertices + 0.5 * (total / degree - vertices)
+        vertices = vertices + 0.5 * (around.means(vertices) - vertices)
         value, slope = _sample(values, axes, vertices)
         steepness = np.maximum(np.sum(slope * slope, axis=1), 0.1)
         vertices = vertices - np.clip(value / steepness, -0.001, 0.001)[:, None] * slope

@@ -12,7 +12,6 @@ import base64
 import itertools
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from handpose_jax import hand
-from handpose_jax.synthetic.body import skeleton, types
+from handpose_jax.synthetic.body import meshes, skeleton, types
 
 ADULT_LENGTH = 0.185
 """Wrist to middle fingertip of a straight hand of size 1, metres (see types.HandShape)."""
@@ -29,14 +28,10 @@ ADULT_LENGTH = 0.185
 def _bone_names() -> dict[str, tuple[str, ...]]:
     names: dict[str, tuple[str, ...]] = {'wrist': ('wrist', 'hand')}
     for finger, keypoints in hand.FINGERS.items():
-        webxr_finger = 'thumb' if finger == 'thumb' else 'pinkyfinger' if finger == 'little' else ''
-        webxr_finger = webxr_finger or f'{finger}finger'
         short = 'pinky' if finger == 'little' else finger
-        parts = (
-            ('metacarpal', 'proximal', 'distal', 'tip')
-            if finger == 'thumb'
-            else ('proximal', 'intermediate', 'distal', 'tip')
-        )
+        webxr_finger = finger if finger == 'thumb' else f'{short}finger'
+        first = ('metacarpal', 'proximal') if finger == 'thumb' else ('proximal', 'intermediate')
+        parts = (*first, 'distal', 'tip')
         for number, (keypoint, part) in enumerate(zip(keypoints, parts, strict=True), start=1):
             phalanx = part if part in ('metacarpal', 'tip') else f'phalanx{part}'
             names[hand.KEYPOINT_NAMES[keypoint]] = (
@@ -53,7 +48,7 @@ BONE_NAMES: dict[str, tuple[str, ...]] = _bone_names()
 """For each keypoint the names its bone is known by, as `plain_name` writes them.
 
 Godot and OpenXR ('Index_Proximal_R'), WebXR ('index-finger-phalanx-proximal') and Mixamo
-('RightHandIndex1') are covered; another convention is passed as GltfRig's `bones`.
+('RightHandIndex1') are covered.
 """
 
 
@@ -79,28 +74,19 @@ class _Mesh(NamedTuple):
 class GltfRig:
     """A body made from a glTF hand rig; a left one is mirrored to right when it is read."""
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        bones: Mapping[str, str] | None = None,
-        is_left: bool | None = None,
-    ) -> None:
+    def __init__(self, path: str | Path) -> None:
         """Reads a rig.
 
         Args:
             path: a .gltf (with its buffers embedded or beside it) or .glb file.
-            bones: the bone of each of hand.KEYPOINT_NAMES; those left out are searched for under
-                BONE_NAMES.
-            is_left: which hand it is; found from the way the fingers bend at rest unless given.
 
         Raises:
             ValueError: if the file is no rigged hand; names the bones that it lacks.
         """
-        self.path = Path(path)
-        mesh = _read_mesh(self.path)
-        joints = _find_bones(mesh.names, bones or {}, self.path)
-        rig_from_file = _hand_frame(mesh.heads[joints], is_left, self.path)
+        path = Path(path)
+        mesh = _read_mesh(path)
+        joints = _find_bones(mesh.names, path)
+        rig_from_file = _hand_frame(mesh.heads[joints], path)
         origin = mesh.heads[joints[hand.WRIST]]
         vertices = (mesh.vertices - origin) @ rig_from_file.T
         heads = (mesh.heads[joints] - origin) @ rig_from_file.T
@@ -121,7 +107,7 @@ class GltfRig:
         self._frames = _rest_frames(self._heads)
 
     def pose(self, shape: types.HandShape, pose: types.HandPose) -> types.PosedBody:
-        """Moves the rig into a pose (see types.Body)."""
+        """Moves the rig into a pose: angles, radians; not clamped."""
         target = skeleton.forward_kinematics(shape, pose).frames
         palm = shape.size * np.diag([shape.palm_width, 1.0, shape.thickness])
         linear = np.empty((hand.NUM_KEYPOINTS, 3, 3))
@@ -145,44 +131,12 @@ class GltfRig:
         vertices = np.einsum('vij,vj->vi', maps[..., :3], self._vertices) + maps[..., 3]
         return types.PosedBody(
             vertices=vertices.astype(np.float32),
-            normals=vertex_normals(vertices, self._faces, self._welded),
+            normals=meshes.vertex_normals(vertices, self._faces, self._welded),
             faces=self._faces,
             uv=self._uv,
             regions=np.full(len(self._faces), types.SKIN, np.int32),
             keypoints=keypoints,
         )
-
-
-def vertex_normals(
-    vertices: Float[np.ndarray, 'v 3'],
-    faces: Int[np.ndarray, 'f 3'],
-    welded: Int[np.ndarray, 'v'] | None = None,
-) -> Float[np.ndarray, 'v 3']:
-    """Smooth normals: the faces' own, weighted by their area.
-
-    Args:
-        vertices: any frame.
-        faces: counter-clockwise from outside.
-        welded: a number for each vertex, equal for those that are one point of the surface (doubled
-            along a seam of the texture); all different unless given.
-
-    Returns:
-        f32[v 3], unit, outward.
-    """
-    corners = vertices[faces]
-    areas = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    points = faces if welded is None else welded[faces]
-    count = len(vertices)
-    sums = np.stack(
-        [
-            np.bincount(points.ravel(), np.repeat(areas[:, axis], 3), minlength=count)
-            for axis in range(3)
-        ],
-        axis=1,
-    )
-    lengths = np.sqrt((sums**2).sum(axis=1, keepdims=True))
-    normals = (sums / np.maximum(lengths, 1e-12)).astype(np.float32)
-    return normals if welded is None else normals[welded]
 
 
 _COMPONENTS = {5120: 'i1', 5121: 'u1', 5122: 'i2', 5123: 'u2', 5125: 'u4', 5126: 'f4'}
@@ -217,15 +171,13 @@ def _load_gltf(path: Path) -> tuple[dict[str, Any], list[bytes]]:
 
 def _read_mesh(path: Path) -> _Mesh:
     document, buffers = _load_gltf(path)
-    skins = document.get('skins', [])
     users = [n for n in document.get('nodes', []) if 'skin' in n and 'mesh' in n]
-    if not skins or not users:
+    if not document.get('skins') or not users:
         raise ValueError(
             f'{path}: has no mesh with a skin, so nothing can be posed; export the hand together '
             f'with its armature'
         )
-    skin = skins[users[0]['skin']]
-    nodes = document['nodes']
+    skin, nodes = document['skins'][users[0]['skin']], document['nodes']
     joints = skin['joints']
 
     def array(index: int) -> Float[np.ndarray, 'n k']:
@@ -265,10 +217,7 @@ def _read_mesh(path: Path) -> _Mesh:
             if f'JOINTS_{number}' in names:
                 which = array(names[f'JOINTS_{number}']).astype(int)
                 amount = array(names[f'WEIGHTS_{number}'])
-                for column in range(4):
-                    np.add.at(
-                        weights, (np.arange(len(positions)), which[:, column]), amount[:, column]
-                    )
+                np.add.at(weights, (np.arange(len(positions))[:, None], which), amount)
         weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
         faces = array(primitive['indices']).astype(int).reshape(-1, 3) + count
         parts.append((positions, uv, faces, weights))
@@ -293,41 +242,27 @@ def _read_mesh(path: Path) -> _Mesh:
     )
 
 
-def _find_bones(names: tuple[str, ...], given: Mapping[str, str], path: Path) -> list[int]:
+def _find_bones(names: tuple[str, ...], path: Path) -> list[int]:
     """The joint of each keypoint."""
-    unknown = sorted(set(given) - set(hand.KEYPOINT_NAMES))
-    if unknown:
-        raise ValueError(
-            f'{path}: bones names {unknown}, which are no keypoints; expected some of '
-            f'{list(hand.KEYPOINT_NAMES)}'
-        )
+    # The first of several bones that have one plain name.
     plain = {plain_name(name): number for number, name in reversed(list(enumerate(names)))}
-    found: list[int] = []
-    lacking: list[str] = []
-    for keypoint in hand.KEYPOINT_NAMES:
-        if keypoint in given:
-            number = names.index(given[keypoint]) if given[keypoint] in names else None
-            wanted = given[keypoint]
-        else:
-            hits = [plain[alias] for alias in BONE_NAMES[keypoint] if alias in plain]
-            number = hits[0] if hits else None
-            wanted = ' or '.join(BONE_NAMES[keypoint])
-        if number is None:
-            lacking.append(f'{keypoint} ({wanted})')
-        else:
-            found.append(number)
+    hits = {
+        keypoint: [plain[alias] for alias in aliases if alias in plain]
+        for keypoint, aliases in BONE_NAMES.items()
+    }
+    lacking = [
+        f'{key} ({" or ".join(BONE_NAMES[key])})' for key, found in hits.items() if not found
+    ]
     if lacking:
         raise ValueError(
             f'{path}: this rig lacks {len(lacking)} of {hand.NUM_KEYPOINTS} bones: '
-            f'{", ".join(lacking)}. It has: {", ".join(names)}. Pass bones={{keypoint: bone}} to '
-            f'say which is which.'
+            f'{", ".join(lacking)}; it has {", ".join(names)}. Rename its bones (capitals, '
+            f'punctuation and the side do not matter).'
         )
-    return found
+    return [hits[keypoint][0] for keypoint in hand.KEYPOINT_NAMES]
 
 
-def _hand_frame(
-    heads: Float[np.ndarray, '21 3'], is_left: bool | None, path: Path
-) -> Float[np.ndarray, '3 3']:
+def _hand_frame(heads: Float[np.ndarray, '21 3'], path: Path) -> Float[np.ndarray, '3 3']:
     """The map (with scale, and mirroring a left hand) from the file's axes to the hand frame."""
     wrist = heads[hand.WRIST]
     length = np.linalg.norm(np.diff(heads[[0, 9, 10, 11, 12]], axis=0), axis=1).sum()
@@ -340,20 +275,16 @@ def _hand_frame(
     x = x / np.linalg.norm(x)
     z = np.cross(x, y)
     # Fingers at rest bend to the palm; a flat hand's thumb still lies in front of it.
-    bend = sum(
-        (heads[chain[3]] - heads[chain[0]]) @ z / length
-        for chain in list(hand.FINGERS.values())[1:]
-    )
+    fingers = skeleton.FINGER_KEYPOINTS[1:]
+    bend = ((heads[fingers[:, 3]] - heads[fingers[:, 0]]) @ z / length).sum()
     thumb = (heads[[2, 3, 4]] - wrist).mean(axis=0) @ z / length
-    if is_left is None:
-        lean = bend + thumb
-        if abs(lean) < 0.01:
-            raise ValueError(
-                f'{path}: the fingers are straight, so it cannot be seen whether this is a left '
-                f'or a right hand; pass is_left'
-            )
-        is_left = bool(lean > 0)
-    if is_left:
+    lean = bend + thumb
+    if abs(lean) < 0.01:
+        raise ValueError(
+            f'{path}: the fingers are straight at rest, so it cannot be seen whether this is a '
+            f'left or a right hand; bend them a little in the bind pose'
+        )
+    if lean > 0:
         z = -z
     # The knuckles form an arch: the line from the index to the little finger's falls a little
     # towards the palm, in the rig as in the skeleton.
@@ -392,9 +323,7 @@ def _bone_of_joint(parents: tuple[int, ...], keypoint_joints: list[int]) -> list
     bones = []
     for joint in range(len(parents)):
         bases = above.get(joint, set())
-        if joint in ends:
-            bones.append(ends[joint])
-        elif len(bases) == 1:
+        if joint not in ends and len(bases) == 1:
             bones.append(next(iter(bases)))
         else:
             bones.append(next((ends[a] for a in ancestors(joint) if a in ends), _PALM))
@@ -491,12 +420,10 @@ def _with_forearm(
         ],
         axis=-1,
     )
-    number = len(vertices) + np.arange(rings[..., 0].size).reshape(rings.shape[:2])
-    beside = np.roll(number, -1, axis=1)
-    a, b, c, d = number[:-1], beside[:-1], beside[1:], number[1:]
-    added_faces = np.concatenate(
-        [np.stack([a, b, c], -1).reshape(-1, 3), np.stack([a, c, d], -1).reshape(-1, 3)]
-    )
+    number = np.arange(rings[..., 0].size).reshape(rings.shape[:2])
+    # The last column of the grid is the first one again.
+    ring = np.append(number, number[:, :1], axis=1).ravel()
+    added_faces = len(vertices) + ring[meshes.grid_faces(len(rings), _ARM_SEGMENTS + 1)]
     # Along the end a texture may show anything: all of the forearm has the colour of one point on
     # the back of the wrist.
     ahead = np.flatnonzero((vertices[:, 1] > end + 0.014) & (vertices[:, 1] < end + 0.04))

@@ -5,7 +5,7 @@ more than MAX_PENETRATION, the yielding of soft flesh.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -118,13 +118,13 @@ _PALM_START = 0.35
 
 def _capsules() -> tuple[list[tuple[int, int, int]], Float[np.ndarray, 'n']]:
     """(finger, step, far keypoint) of every capsule; step 0 is in the palm. And their radii."""
-    parts, radii = [], []
-    for finger, at in enumerate(skeleton.FINGER_KEYPOINTS):
-        for step, keypoint in enumerate(at):
-            if step == 0 and finger == skeleton.THUMB:
-                continue
-            parts.append((finger, step, int(keypoint)))
-            radii.append(_PALM_RADIUS if step == 0 else _RADII[finger, step - 1])
+    parts = [
+        (finger, step, int(keypoint))
+        for finger, at in enumerate(skeleton.FINGER_KEYPOINTS)
+        for step, keypoint in enumerate(at)
+        if step > 0 or finger != skeleton.THUMB
+    ]
+    radii = [_RADII[finger, step - 1] if step else _PALM_RADIUS for finger, step, _ in parts]
     return parts, np.array(radii)
 
 
@@ -143,32 +143,20 @@ def _may_meet(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
     return not grown_together
 
 
-_PAIRS = np.array(
-    [
-        (i, j)
-        for i, j in itertools.combinations(range(len(_PARTS)), 2)
-        if _may_meet(_PARTS[i], _PARTS[j])
-    ]
-)
+_COMBINATIONS = itertools.combinations(range(len(_PARTS)), 2)
+_PAIRS = np.array([(i, j) for i, j in _COMBINATIONS if _may_meet(_PARTS[i], _PARTS[j])])
 _FAR = np.array([part[2] for part in _PARTS])
 _PARENTS = {child: parent for parent, child in hand.BONES}
 _NEAR = np.array([_PARENTS[part[2]] for part in _PARTS])
 _IN_PALM = np.array([part[1] == 0 for part in _PARTS])
 
 
-def _from_degrees(rows: Sequence[Sequence[int | float]]) -> HandPose:
-    """Makes a pose, clamped, with a straight wrist.
-
-    Args:
-        rows: five rows of four angles in degrees, as in HandPose.fingers.
-    """
-    fingers = np.radians(np.array(rows, dtype=np.float64))
-    return skeleton.clamp(HandPose(fingers, np.zeros(2)))
-
-
 def library() -> dict[str, HandPose]:
-    """Returns the common poses by name, clamped."""
-    return {name: _from_degrees(rows) for name, rows in LIBRARY_DEGREES.items()}
+    """Returns the common poses by name, clamped, each with a straight wrist."""
+    return {
+        name: skeleton.clamp(HandPose(np.radians(np.array(rows, np.float64)), np.zeros(2)))
+        for name, rows in LIBRARY_DEGREES.items()
+    }
 
 
 def segment_distances(
@@ -200,17 +188,13 @@ def segment_distances(
     return np.linalg.norm(between + s[:, None] * first - t[:, None] * second, axis=-1)
 
 
-def penetration(
-    keypoints: Float[np.ndarray, '21 3'], size: float = 1.0, thickness: float = 1.0
-) -> float:
-    """Measures how deep any two parts of a hand run into each other.
+def penetration(keypoints: Float[np.ndarray, '21 3']) -> float:
+    """Measures how deep any two parts of an average hand run into each other.
 
     Fingers are capsules around their bones, and the palm is four of them.
 
     Args:
         keypoints: f64[21 3], metres.
-        size: of the hand, as in HandShape.
-        thickness: of its flesh, as in HandShape.
 
     Returns:
         Metres; negative is the narrowest gap.
@@ -219,11 +203,10 @@ def penetration(
     starts = np.where(_IN_PALM[:, None], starts + _PALM_START * (ends - starts), starts)
     i, j = _PAIRS.T
     distances = segment_distances(np.stack([starts[i], starts[j]]), np.stack([ends[i], ends[j]]))
-    touching = (_PART_RADII[i] + _PART_RADII[j]) * (size * thickness)
-    return float(np.max(touching - distances))
+    return float(np.max(_PART_RADII[i] + _PART_RADII[j] - distances))
 
 
-def untangle(pose: HandPose, *, limit: float = MAX_PENETRATION) -> HandPose:
+def untangle(pose: HandPose) -> HandPose:
     """Opens a pose just as far as its parts stop running into each other.
 
     First the thumb goes towards a thumb held out, then the fingers to the directions in which they
@@ -231,13 +214,12 @@ def untangle(pose: HandPose, *, limit: float = MAX_PENETRATION) -> HandPose:
 
     Args:
         pose: angles, radians.
-        limit: metres of penetration, of an average hand, to leave.
 
     Returns:
         The nearest pose found on this way; `pose` clamped, where it is free already.
     """
     pose = skeleton.clamp(pose)
-    if _penetrates(pose) <= limit:
+    if _is_free(pose):
         return pose
     thumb = pose.fingers.copy()
     thumb[skeleton.THUMB] = np.radians(_T_OUT)
@@ -247,41 +229,33 @@ def untangle(pose: HandPose, *, limit: float = MAX_PENETRATION) -> HandPose:
     here = pose
     for target in (thumb, uncrossed, spread):
         there = skeleton.clamp(HandPose(target, pose.wrist))
-        if _penetrates(there) <= limit:
-            return _furthest(here, there, lambda p: _penetrates(p) <= limit)
+        if _is_free(there):
+            return _nearest_free(here, there)
         here = there
     raise AssertionError('an open hand collides with itself')
 
 
-def _penetrates(pose: HandPose) -> float:
-    return penetration(skeleton.forward_kinematics(skeleton.AVERAGE, pose).keypoints)
+def _is_free(pose: HandPose) -> bool:
+    posed = skeleton.forward_kinematics(skeleton.AVERAGE, pose)
+    return penetration(posed.keypoints) <= MAX_PENETRATION
 
 
-def _furthest(bad: HandPose, good: HandPose, is_good: Callable[[HandPose], bool]) -> HandPose:
-    """The pose nearest to the bad one, found by halving, that is still good."""
-    low, high, best = 0.0, 1.0, good
+def _nearest_free(tangled: HandPose, free: HandPose) -> HandPose:
+    """The pose between the two that is nearest to the tangled one, found by halving."""
+    low, high, best = 0.0, 1.0, free
     for _ in range(6):
         middle = (low + high) / 2
-        candidate = interpolate(bad, good, middle)
-        if is_good(candidate):
+        fingers, wrist = ((1 - middle) * a + middle * b for a, b in zip(tangled, free, strict=True))
+        candidate = skeleton.clamp(HandPose(fingers, wrist))
+        if _is_free(candidate):
             high, best = middle, candidate
         else:
             low = middle
     return best
 
 
-def interpolate(start: HandPose, end: HandPose, amount: float) -> HandPose:
-    """Moves from one pose (amount 0) towards another (1), every angle alike; clamped."""
-    return skeleton.clamp(
-        HandPose(
-            (1 - amount) * start.fingers + amount * end.fingers,
-            (1 - amount) * start.wrist + amount * end.wrist,
-        )
-    )
-
-
 _LIBRARY = tuple(library().values())
-_RELAXED_POSE = _from_degrees(LIBRARY_DEGREES['relaxed'])
+_RELAXED_POSE = library()['relaxed']
 
 
 def sample_pose(rng: np.random.Generator, *, library: Sequence[HandPose] | None = None) -> HandPose:

@@ -1,6 +1,6 @@
 """The bones of a hand: their lengths, the axes they turn about, how far, and what drags what.
 
-Everything is in the hand frame of bodies.py: metres, a right hand, origin at the wrist, +y to the
+Everything is in the hand frame of types.py: metres, a right hand, origin at the wrist, +y to the
 base of the middle finger, +z out of the back, +x to the little finger's side.
 
 Lengths of the bones are averages of adults. Directions and ranges of the joints are textbook
@@ -222,11 +222,6 @@ def finger_frames(
     return palm, np.stack([near, middle, far], axis=-3)
 
 
-def _finger_bases(shape: HandShape) -> Float[np.ndarray, '5 3']:
-    """Returns the first keypoint of each finger of a flat hand, metres."""
-    return FINGER_BASES * (shape.size * np.array([shape.palm_width, 1.0, 1.0]))
-
-
 def forward_kinematics(shape: HandShape, pose: HandPose) -> Skeleton:
     """Poses the skeleton.
 
@@ -239,7 +234,7 @@ def forward_kinematics(shape: HandShape, pose: HandPose) -> Skeleton:
     """
     keypoints = np.zeros((hand.NUM_KEYPOINTS, 3))
     frames = np.empty((hand.NUM_KEYPOINTS, 3, 3))
-    bases = _finger_bases(shape)
+    bases = FINGER_BASES * (shape.size * np.array([shape.palm_width, 1.0, 1.0]))
     lengths = BONE_LENGTHS * (shape.size * np.asarray(shape.lengths)[:, None])
     flexion, deviation = float(pose.wrist[0]), float(pose.wrist[1])
     frames[WRIST_BONE] = (rotation(-_Z, deviation) @ rotation(-_X, flexion)).T
@@ -286,14 +281,7 @@ def _drag(fingers: Float[np.ndarray, '5 4']) -> None:
 
 
 def sample_shape(rng: np.random.Generator) -> HandShape:
-    """Draws the proportions of a person's hand.
-
-    Args:
-        rng: source of randomness.
-
-    Returns:
-        A shape: sizes from a child's of ten to a large man's, fingers that mostly vary together.
-    """
+    """Draws a person's hand: from a child's of ten to a large man's, its fingers mostly alike."""
     return HandShape(
         size=float(np.clip(rng.normal(0.98, 0.08), 0.75, 1.2)),
         lengths=np.clip(rng.normal(1.0, 0.05) + rng.normal(0.0, 0.025, 5), 0.85, 1.15),

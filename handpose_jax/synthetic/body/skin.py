@@ -147,7 +147,8 @@ def paint(rng: np.random.Generator, tone: float, *, size: int = 512) -> SkinText
         raise ValueError(f'tone must be 0 (lightest) to 1 (darkest), got {tone}')
     texels = _texels(size)
     points = texels.points
-    fine = _grain(rng, texels, size)
+    grain = cv2.GaussianBlur(rng.normal(0, 1, (size, size)), (0, 0), size / 900)
+    fine = (grain / grain.std())[texels.mask]
     slow = _noise(rng, points, 0.022)
     blotches = 0.6 * _noise(rng, points, 0.009) + 0.4 * _noise(rng, points, 0.004)
     creases, wrinkles = _creases(rng, texels, size)
@@ -187,12 +188,7 @@ def _mixed(palette: Float[np.ndarray, 'c 3'], tone: float) -> Float[np.ndarray, 
 def paint_nail(
     rng: np.random.Generator, tone: float, *, size: int = 64
 ) -> UInt8[np.ndarray, 's s 3']:
-    """Paints a fingernail: bed, half-moon and free edge, sometimes polished.
-
-    Args:
-        rng: source of randomness.
-        tone: of the skin, 0 (lightest) to 1 (darkest).
-        size: side of the texture, texels.
+    """Paints a nail on skin of a tone, 0 (lightest) to 1: bed, half-moon, free edge, or polish.
 
     Returns:
         sRGB; columns run across the nail, and row 0 is its free edge.
@@ -233,17 +229,9 @@ def _noise(
         for a in (0, 1)
         for b in (0, 1)
     ]
-    ends = [
-        sides[0] * (1 - t[1]) + sides[1] * t[1],
-        sides[2] * (1 - t[1]) + sides[3] * t[1],
-    ]
+    ends = [near * (1 - t[1]) + far * t[1] for near, far in (sides[:2], sides[2:])]
     # Mixing eight values evens them out.
     return (1.5 * (ends[0] * (1 - t[0]) + ends[1] * t[0])).astype(np.float32)
-
-
-def _grain(rng: np.random.Generator, texels: _Texels, size: int) -> Float[np.ndarray, 'n']:
-    grain = cv2.GaussianBlur(rng.normal(0, 1, (size, size)), (0, 0), size / 900)
-    return (grain / grain.std())[texels.mask]
 
 
 def _redness(

@@ -5,7 +5,7 @@ base of the middle finger; +z out of the back of the hand; +x completes a right-
 points to the little finger's side. A left hand is the same body mirrored (x -> -x) at the very end.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -23,8 +23,7 @@ class HandPose(NamedTuple):
             (positive towards the palm) of the three joints, base to tip. The thumb's are those of
             its carpometacarpal joint (both), metacarpophalangeal and interphalangeal joint.
         wrist: flexion (positive towards the palm) and deviation (positive towards the little
-        finger)
-            of the hand against the forearm.
+            finger) of the hand against the forearm.
     """
 
     fingers: Float[np.ndarray, '5 4']
@@ -65,12 +64,3 @@ class PosedBody(NamedTuple):
     uv: Float[np.ndarray, 'v 2']
     regions: Int[np.ndarray, 'f']
     keypoints: Float[np.ndarray, '21 3']
-
-
-@runtime_checkable
-class Body(Protocol):
-    """Something that can be posed; implemented by the bundled mesh and by external rigs."""
-
-    def pose(self, shape: HandShape, pose: HandPose) -> PosedBody:
-        """Moves the body into a pose."""
-        ...

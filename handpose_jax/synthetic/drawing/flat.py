@@ -34,11 +34,6 @@ def draw(
     Returns:
         RGB image, and (x, y) of the keypoints in its pixels.
     """
-    keypoints = _pose(rng, size)
-    return paint(rng, keypoints, height=size, width=size), keypoints
-
-
-def _pose(rng: np.random.Generator, size: int) -> Float[np.ndarray, '21 2']:
     points = np.zeros((hand.NUM_KEYPOINTS, 2))
     spread = rng.uniform(0.7, 1.3)
     for finger, (base_angle, base_distance, lengths) in _FINGERS.items():
@@ -59,4 +54,5 @@ def _pose(rng: np.random.Generator, size: int) -> Float[np.ndarray, '21 2']:
     low, high = points.min(axis=0), points.max(axis=0)
     side = rng.uniform(0.4, 0.6) * size
     points = (points - (low + high) / 2) * side / (high - low).max()
-    return points + (size - 1) / 2 + rng.uniform(-0.1, 0.1, 2) * size
+    keypoints = points + (size - 1) / 2 + rng.uniform(-0.1, 0.1, 2) * size
+    return paint(rng, keypoints, height=size, width=size), keypoints

@@ -1,7 +1,7 @@
 """Flat drawings of hands that have true 3D keypoints and a camera: for made-up data sets.
 
 A data set in its authors' layout is made of these where no photograph may be had, so that its
-reader can be checked against known truth. Like sketch.py's they are not meant to look real.
+reader can be checked against known truth. Like flat.py's they are not meant to look real.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from handpose_jax import hand
 from handpose_jax.synthetic.body import poses, skeleton
+from handpose_jax.synthetic.scene.views import project
 
 _SUPERSAMPLING = 2
 
@@ -76,13 +77,15 @@ def sample(
     depth = rng.uniform(*distance)
     size = np.array([width, height])
     for _ in range(_TRIES):
-        free = size * (1 - 2 * _MARGIN) - np.ptp(_project(camera, turned, depth), axis=0)
+        free = size * (1 - 2 * _MARGIN) - np.ptp(
+            project(camera, turned + np.array([0, 0, depth])), axis=0
+        )
         if (free > 0).all():
             # Across the picture by a share of what is left beside the hand.
             middle = (size - 1) / 2 + rng.uniform(-0.4, 0.4, 2) * free
             ray = np.linalg.solve(camera, np.array([*middle, 1.0]))
             points = turned + depth * ray
-            keypoints = _project(camera, points, 0.0)
+            keypoints = project(camera, points)
             low, high = _MARGIN * size, (1 - _MARGIN) * size
             if ((keypoints > low) & (keypoints < high)).all():
                 image = paint(rng, keypoints, height=height, width=width)
@@ -132,13 +135,6 @@ def paint(
 def _tone(colour: Float[np.ndarray, '3'], factor: float) -> tuple[int, int, int]:
     red, green, blue = np.clip(colour * factor, 0, 255).astype(int).tolist()
     return red, green, blue
-
-
-def _project(
-    camera: Float[np.ndarray, '3 3'], points: Float[np.ndarray, '21 3'], depth: float
-) -> Float[np.ndarray, '21 2']:
-    moved = points + np.array([0, 0, depth])
-    return (moved @ camera.T)[:, :2] / moved[:, 2:]
 
 
 def _random_rotation(rng: np.random.Generator) -> Float[np.ndarray, '3 3']:

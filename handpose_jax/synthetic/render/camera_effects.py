@@ -1,4 +1,4 @@
-"""What a camera does to light: exposure, blur, noise, colour and compression (NumPy and OpenCV).
+"""What a camera does to light: blur, noise, colour and compression (NumPy and OpenCV).
 
 A picture enters as linear RGB and leaves as the bytes of an ordinary photograph.
 """
@@ -15,10 +15,9 @@ Linear = Float[np.ndarray, 'h w 3']
 
 @dataclass(frozen=True)
 class CameraEffects:
-    """Settings of one exposure; the defaults change nothing but the encoding.
+    """Settings of one photograph; the defaults change nothing but the encoding.
 
     Attributes:
-        exposure: factor on the light.
         white_balance: factors on red, green and blue.
         vignetting: darkening of the corners, 0..1.
         motion: (x, y) of the movement while the shutter is open, pixels.
@@ -32,7 +31,6 @@ class CameraEffects:
         jpeg_quality: 1..100, or None for no compression.
     """
 
-    exposure: float = 1.0
     white_balance: tuple[float, float, float] = (1.0, 1.0, 1.0)
     vignetting: float = 0.0
     motion: tuple[float, float] = (0.0, 0.0)
@@ -47,12 +45,7 @@ class CameraEffects:
 
 
 def sample(rng: np.random.Generator, size: int) -> CameraEffects:
-    """Draws what an ordinary camera or phone might do; exposure stays 1.
-
-    Args:
-        rng: decides.
-        size: side of the picture, pixels; blur is in proportion to it.
-    """
+    """Draws what an ordinary camera or phone might do to a picture of `size` pixels a side."""
     scale = size / 224
     low_light = rng.random() < 0.15
     noise = float(10 ** rng.uniform(-2.6, -1.7)) * (3.0 if low_light else 1.0)
@@ -77,16 +70,12 @@ def sample(rng: np.random.Generator, size: int) -> CameraEffects:
 
 
 def develop(
-    picture: Linear,
-    effects: CameraEffects,
-    rng: np.random.Generator,
-    *,
-    size: int | None = None,
+    picture: Linear, effects: CameraEffects, rng: np.random.Generator, *, size: int | None = None
 ) -> UInt8[np.ndarray, 'H W 3']:
     """Takes the photograph.
 
     Args:
-        picture: f32[h w 3], linear RGB; 1 is white at exposure 1.
+        picture: f32[h w 3], linear RGB; 1 is white.
         effects: the camera's settings.
         rng: decides the noise.
         size: enlarges the finished photograph to a square of this side, pixels, as a crop of a
@@ -96,7 +85,7 @@ def develop(
         u8, sRGB. Nothing in it has moved: blur is symmetrical about each point.
     """
     height, width = picture.shape[:2]
-    light = picture * (effects.exposure * np.array(effects.white_balance, np.float32))
+    light = picture * np.array(effects.white_balance, np.float32)
     # Highlights roll off before they are blurred, or one lamp would flood the picture.
     light = np.minimum(light, 4.0)
     if effects.defocus > 0.3:

@@ -10,7 +10,7 @@ imported when the first picture is made.
 import ctypes
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cv2
@@ -37,7 +37,7 @@ class Material:
     Attributes:
         colour: f32[h w 3] texture (first row at the top, v = 1), or one f32[3]. A texture that
             never changes should be a read-only array: it is then converted only once.
-        roughness: 0 (mirror) to 1 (chalk), or a texture f32[h w].
+        roughness: 0 (mirror) to 1 (chalk).
         specular: strength of the reflection of a non-metal, 0..1.
         metallic: 0 or 1.
         sheen: soft edge reflection of cloth, 0..1.
@@ -45,7 +45,7 @@ class Material:
     """
 
     colour: np.ndarray
-    roughness: float | np.ndarray = 0.5
+    roughness: float = 0.5
     specular: float = 0.5
     metallic: float = 0.0
     sheen: float = 0.0
@@ -61,7 +61,6 @@ class Surface:
         normals: f32[v 3], unit, outward; None for flat faces.
         faces: i32[f 3].
         uv: f32[v 2], v up, or None.
-        colours: f32[v 3] linear RGB at the vertices instead of the material's colour, or None.
         material: see Material.
     """
 
@@ -70,7 +69,6 @@ class Surface:
     material: Material
     normals: np.ndarray | None = None
     uv: np.ndarray | None = None
-    colours: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -116,15 +114,16 @@ class DirectionalLight:
     irradiance: np.ndarray
 
 
+Light = PanelLight | PointLight | DirectionalLight
+
+
 @dataclass(frozen=True)
 class Scene:
     """What one picture shows.
 
     Attributes:
         surfaces: their indices are the shape_id of the result.
-        environment: f32[h w 3] linear RGB light from everywhere, latitudes (row 0 is `up`) by
-            longitudes; or f64[3] for the same from all sides.
-        up: f64[3], where the environment's row 0 comes from, camera frame.
+        environment: f64[3], linear RGB light, the same from all sides.
         lights: lamps; they are not seen themselves.
         camera: f64[3 3] intrinsic matrix, square pixels, no skew.
         width: pixels.
@@ -141,9 +140,8 @@ class Scene:
     camera: np.ndarray
     width: int
     height: int
-    up: np.ndarray = field(default_factory=lambda: np.array([0.0, -1.0, 0.0]))
-    lights: Sequence[PanelLight | PointLight | DirectionalLight] = ()
-    window: tuple[int, int, int, int] | None = None
+    lights: Sequence[Light] = ()
+    window: _Region | None = None
     beyond: bool = False
     samples: int = 4
     bounces: int = 3
@@ -214,24 +212,11 @@ class Picture:
         return RenderBuffers(rgb, alpha, depth, shape_id)
 
     def _colour(self, region: _Region, samples: int) -> Float[np.ndarray, 'h w 4']:
-        integrator = {'type': 'path', 'max_depth': self.scene.bounces, 'hide_emitters': True}
-        # Strata are a square grid.
-        square = math.isqrt(samples) ** 2 == samples
-        sampler = {'type': 'stratified' if square else 'independent', 'sample_count': samples}
-        return self._pass(integrator, sampler, 'rgba', region)
-
-    def _pass(
-        self,
-        integrator: dict[str, Any],
-        sampler: dict[str, Any],
-        pixel_format: str,
-        region: _Region,
-    ) -> Float[np.ndarray, 'h w c']:
         mi, scene = self._mi, self.scene
-        sensor = mi.load_dict(_sensor(mi, scene, sampler, pixel_format, region))
-        tracer = mi.load_dict({**integrator, 'block_size': _BLOCK})
-        picture = mi.render(self._loaded, sensor=sensor, integrator=tracer, seed=scene.seed)
-        return np.array(picture)
+        path = {'type': 'path', 'max_depth': scene.bounces, 'hide_emitters': True}
+        tracer = mi.load_dict({**path, 'block_size': _BLOCK})
+        sensor = mi.load_dict(_sensor(mi, scene, samples, region))
+        return np.array(mi.render(self._loaded, sensor=sensor, integrator=tracer, seed=scene.seed))
 
     def _rays(self, region: _Region) -> Float[np.ndarray, 'h w 3']:
         """The points at depth 1 that are seen at the pixels' centres."""
@@ -302,9 +287,7 @@ def _appearance(
         length = np.sqrt((normal**2).sum(axis=1, keepdims=True))
         normals[at] = normal / np.maximum(length, 1e-12)
         colour = surface.material.colour
-        if surface.colours is not None:
-            albedo[at] = between(surface.colours)
-        elif np.ndim(colour) == 1 or surface.uv is None:
+        if np.ndim(colour) == 1 or surface.uv is None:
             albedo[at] = np.mean(np.reshape(colour, (-1, 3)), axis=0)
         else:
             albedo[at] = _texels(colour, between(surface.uv))
@@ -325,11 +308,6 @@ def _texels(texture: np.ndarray, uv: Float[np.ndarray, 'n 2']) -> Float[np.ndarr
     texture = np.ascontiguousarray(texture, np.float32)
     values = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     return np.asarray(values, np.float32).reshape(-1, 3)[: len(uv)]
-
-
-def render(scene: Scene) -> RenderBuffers:
-    """Renders a scene (see Picture, which also answers questions about it)."""
-    return Picture(scene).render()
 
 
 def _mitsuba() -> Any:
@@ -354,11 +332,11 @@ def set_threads(count: int) -> None:
     drjit.set_thread_count(count)
 
 
-def _sensor(
-    mi: Any, scene: Scene, sampler: dict[str, Any], pixel_format: str, region: _Region
-) -> dict[str, Any]:
+def _sensor(mi: Any, scene: Scene, samples: int, region: _Region) -> dict[str, Any]:
     camera = np.asarray(scene.camera, np.float64)
     x0, y0, x1, y1 = region
+    # Strata are a square grid.
+    kind = 'stratified' if math.isqrt(samples) ** 2 == samples else 'independent'
     return {
         'type': 'perspective',
         'fov_axis': 'x',
@@ -377,13 +355,13 @@ def _sensor(
             'crop_offset_y': y0,
             'crop_width': x1 - x0,
             'crop_height': y1 - y0,
-            'pixel_format': pixel_format,
+            'pixel_format': 'rgba',
             'component_format': 'float32',
             # A box keeps every sample in its own pixel: blocks do not overlap, so neither the
             # order in which they end nor the window changes a pixel.
             'rfilter': {'type': 'box'},
         },
-        'sampler': sampler,
+        'sampler': {'type': kind, 'sample_count': samples},
     }
 
 
@@ -397,9 +375,14 @@ def _load(mi: Any, scene: Scene) -> Any:
             f'Scene.window must lie inside {scene.width} x {scene.height} and not be empty, got '
             f'{scene.window}'
         )
+    environment = np.asarray(scene.environment, np.float32)
     description: dict[str, Any] = {
         'type': 'scene',
-        'environment': _environment(mi, scene),
+        'environment': {
+            'type': 'constant',
+            'radiance': _rgb(environment),
+            'sampling_weight': _weight(math.pi * float(environment.mean())),
+        },
     }
     for index, surface in enumerate(scene.surfaces):
         description[f'surface_{index}'] = _mesh(mi, surface, f'surface_{index}')
@@ -414,32 +397,21 @@ def _load(mi: Any, scene: Scene) -> Any:
 _LEAST_WEIGHT = 1e-3
 
 
-def _environment(mi: Any, scene: Scene) -> dict[str, Any]:
-    light = np.ascontiguousarray(scene.environment, np.float32)
-    weight = max(math.pi * float(light.mean()), _LEAST_WEIGHT)
-    if light.ndim == 1:
-        return {
-            'type': 'constant',
-            'radiance': {'type': 'rgb', 'value': light.tolist()},
-            'sampling_weight': weight,
-        }
-    up = np.asarray(scene.up, np.float64)
-    up = up / np.linalg.norm(up)
-    side = np.cross(up, [0.0, 0.0, 1.0] if abs(up[2]) < 0.9 else [1.0, 0.0, 0.0])
-    side /= np.linalg.norm(side)
-    turned = np.eye(4)
-    turned[:3, :3] = np.column_stack([side, up, np.cross(side, up)])
-    return {
-        'type': 'envmap',
-        'bitmap': mi.Bitmap(light),
-        'to_world': mi.ScalarTransform4f(turned),
-        'sampling_weight': weight,
-    }
+def _weight(irradiance: np.ndarray | float) -> float:
+    return max(float(np.mean(irradiance)), _LEAST_WEIGHT)
+
+
+def _rgb(values: np.ndarray) -> dict[str, Any]:
+    return {'type': 'rgb', 'value': _floats(values)}
+
+
+def _floats(values: np.ndarray) -> list[float]:
+    return [float(value) for value in values]
 
 
 def _mesh(mi: Any, surface: Surface, name: str) -> Any:
     properties = mi.Properties()
-    properties['bsdf'] = mi.load_dict(_bsdf(mi, surface))
+    properties['bsdf'] = mi.load_dict(_bsdf(mi, surface.material))
     if surface.normals is None:
         properties['face_normals'] = True
     mesh = mi.Mesh(
@@ -450,8 +422,6 @@ def _mesh(mi: Any, surface: Surface, name: str) -> Any:
         has_vertex_normals=surface.normals is not None,
         has_vertex_texcoords=surface.uv is not None,
     )
-    if surface.colours is not None:
-        mesh.add_attribute('vertex_color', 3, np.ravel(surface.colours).astype(np.float32))
     parameters = mi.traverse(mesh)
     _fill(parameters, 'vertex_positions', surface.vertices, np.float32)
     _fill(parameters, 'faces', surface.faces, np.uint32)
@@ -493,78 +463,55 @@ def _texture(mi: Any, values: np.ndarray) -> Any:
 
 
 def _new_texture(mi: Any, values: np.ndarray) -> dict[str, Any]:
-    values = np.ascontiguousarray(values, np.float32)
-    if values.ndim == 2:
-        values = values[..., None]
-    return {'type': 'bitmap', 'bitmap': mi.Bitmap(values), 'raw': True}
+    bitmap = mi.Bitmap(np.ascontiguousarray(values, np.float32))
+    return {'type': 'bitmap', 'bitmap': bitmap, 'raw': True}
 
 
-def _bsdf(mi: Any, surface: Surface) -> dict[str, Any]:
-    material = surface.material
-    colour: dict[str, Any]
-    if surface.colours is not None:
-        colour = {'type': 'mesh_attribute', 'name': 'vertex_color'}
-    elif np.ndim(material.colour) == 1:
-        colour = {'type': 'rgb', 'value': [float(c) for c in material.colour]}
-    else:
-        colour = _texture(mi, material.colour)
-    roughness = material.roughness
+def _bsdf(mi: Any, material: Material) -> dict[str, Any]:
+    flat = np.ndim(material.colour) == 1
     bsdf: dict[str, Any] = {
         'type': 'principled',
-        'base_color': colour,
-        'roughness': roughness if isinstance(roughness, float) else _texture(mi, roughness),
+        'base_color': _rgb(material.colour) if flat else _texture(mi, material.colour),
+        'roughness': float(material.roughness),
         'specular': float(material.specular),
         'metallic': float(material.metallic),
     }
     if material.sheen:
         bsdf['sheen'] = float(material.sheen)
     if material.bumps is not None:
-        bsdf = {
-            'type': 'normalmap',
-            'normalmap': _texture(mi, material.bumps),
-            'bsdf': bsdf,
-        }
+        bumps = _texture(mi, material.bumps)
+        bsdf = {'type': 'normalmap', 'normalmap': bumps, 'bsdf': bsdf}
     return {'type': 'twosided', 'bsdf': bsdf}
 
 
-def _light(mi: Any, light: PanelLight | PointLight | DirectionalLight) -> dict[str, Any]:
-    def rgb(values: np.ndarray) -> dict[str, Any]:
-        return {'type': 'rgb', 'value': [float(v) for v in values]}
-
-    def weight(irradiance: np.ndarray) -> float:
-        return max(float(np.mean(irradiance)), _LEAST_WEIGHT)
-
-    def point(values: np.ndarray) -> list[float]:
-        return [float(v) for v in values]
-
+def _light(mi: Any, light: Light) -> dict[str, Any]:
     if isinstance(light, PointLight):
-        position = point(light.position)
+        irradiance = light.intensity / float(np.square(light.position).sum())
         return {
             'type': 'point',
-            'position': position,
-            'intensity': rgb(light.intensity),
-            'sampling_weight': weight(light.intensity / float(np.square(light.position).sum())),
+            'position': _floats(light.position),
+            'intensity': _rgb(light.intensity),
+            'sampling_weight': _weight(irradiance),
         }
     if isinstance(light, DirectionalLight):
-        direction = point(light.direction)
         return {
             'type': 'directional',
-            'direction': direction,
-            'irradiance': rgb(light.irradiance),
-            'sampling_weight': weight(light.irradiance),
+            'direction': _floats(light.direction),
+            'irradiance': _rgb(light.irradiance),
+            'sampling_weight': _weight(light.irradiance),
         }
     towards = np.asarray(light.target, np.float64) - light.position
     upward = [0.0, 1.0, 0.0] if abs(towards[1]) < 0.9 * np.linalg.norm(towards) else [1.0, 0.0, 0.0]
     transform = mi.ScalarTransform4f
+    facing = transform().look_at(
+        origin=_floats(light.position), target=_floats(light.target), up=upward
+    )
     return {
         'type': 'rectangle',
-        'to_world': transform().look_at(
-            origin=point(light.position), target=point(light.target), up=upward
-        )
-        @ transform().scale([light.side / 2, light.side / 2, 1.0]),
+        'to_world': facing @ transform().scale([light.side / 2, light.side / 2, 1.0]),
         'emitter': {
             'type': 'area',
-            'radiance': rgb(light.radiance),
-            'sampling_weight': weight(light.radiance * (light.side**2 / (towards @ towards))),
+            'radiance': _rgb(light.radiance),
+            'sampling_weight': _weight(light.radiance * (light.side**2 / (towards @ towards))),
         },
     }

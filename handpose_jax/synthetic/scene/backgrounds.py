@@ -4,7 +4,6 @@ Pictures are f32[h w 3], linear RGB, about 0..1.
 """
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -15,14 +14,10 @@ Picture = Float[np.ndarray, 'h w 3']
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 
-_LINEAR = (
-    np.where(
-        np.arange(256) <= 0.04045 * 255,
-        np.arange(256) / 255 / 12.92,
-        ((np.arange(256) / 255 + 0.055) / 1.055) ** 2.4,
-    )
-).astype(np.float32)
 # Source: IEC 61966-2-1 (sRGB), the inverse of the transfer function.
+_BYTES = np.arange(256) / 255
+_LINEAR = np.where(_BYTES <= 0.04045, _BYTES / 12.92, ((_BYTES + 0.055) / 1.055) ** 2.4)
+_LINEAR = _LINEAR.astype(np.float32)
 
 
 def linear(image: UInt8[np.ndarray, '*size']) -> Float[np.ndarray, '*size']:
@@ -43,8 +38,8 @@ def photographs(folder: str) -> tuple[str, ...]:
     return found
 
 
-def _read_linear(path: str) -> Picture:
-    """Reads a photograph as linear RGB.
+def read(path: str) -> UInt8[np.ndarray, 'h w 3']:
+    """Reads a picture as sRGB.
 
     Raises:
         ValueError: if it cannot be read.
@@ -52,19 +47,13 @@ def _read_linear(path: str) -> Picture:
     image = cv2.imread(path, cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f'{path}: not a picture that can be read')
-    return linear(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def photograph(rng: np.random.Generator, folder: str, size: int) -> Picture:
-    """A random square part of a random photograph.
-
-    Args:
-        rng: decides.
-        folder: with photographs, also in folders below it.
-        size: side of the result, pixels.
-    """
+    """A random square part of a random photograph (see photographs), `size` pixels a side."""
     paths = photographs(folder)
-    image = _read_linear(paths[rng.integers(len(paths))])
+    image = linear(read(paths[rng.integers(len(paths))]))
     side = round(min(image.shape[:2]) * rng.uniform(0.45, 1.0))
     y = rng.integers(image.shape[0] - side + 1)
     x = rng.integers(image.shape[1] - side + 1)
@@ -78,24 +67,13 @@ def photograph(rng: np.random.Generator, folder: str, size: int) -> Picture:
 
 
 def drawn(rng: np.random.Generator, size: int) -> Picture:
-    """A random drawn backdrop: a wall, a gradient, clutter out of focus, or a pattern.
-
-    Args:
-        rng: decides.
-        size: side of the result, pixels.
-    """
-    kinds: tuple[Callable[[np.random.Generator, int], Picture], ...] = (
-        _gradient,
-        _clutter,
-        _clutter,
-        pattern,
-        _room,
-    )
+    """A wall, a gradient, clutter out of focus, or a pattern, `size` pixels a side."""
+    kinds = (_gradient, _clutter, _clutter, pattern, _room)
     picture = kinds[rng.integers(len(kinds))](rng, size)
     if rng.random() < 0.6:
         sigma = float(rng.uniform(0.3, 6.0)) * size / 224
         picture = cv2.GaussianBlur(picture, (0, 0), sigma)
-    grain = noise(rng, size, octaves=4) - 0.5
+    grain = _noise(rng, size) - 0.5
     return np.clip(picture * (1 + rng.uniform(0, 0.5) * grain[..., None]), 0, 4).astype(np.float32)
 
 
@@ -107,17 +85,11 @@ def colour(rng: np.random.Generator) -> Float[np.ndarray, '3']:
     return (value * ((1 - saturation) + saturation * hue / hue.max())).astype(np.float32)
 
 
-def noise(rng: np.random.Generator, size: int, *, octaves: int = 4) -> Float[np.ndarray, 's s']:
-    """Cloudy noise in 0..1.
-
-    Args:
-        rng: decides.
-        size: side of the result, pixels.
-        octaves: each twice as fine as the one before, at 0.6 of its strength.
-    """
+def _noise(rng: np.random.Generator, size: int) -> Float[np.ndarray, 's s']:
+    """Cloudy noise in 0..1, in four octaves."""
     total = np.zeros((size, size), np.float32)
     strength, cells = 1.0, int(rng.integers(2, 6))
-    for _ in range(octaves):
+    for _ in range(4):
         coarse = rng.random((min(cells, size), min(cells, size)), dtype=np.float32)
         total += strength * cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
         strength *= 0.6
@@ -180,19 +152,15 @@ def _room(rng: np.random.Generator, size: int) -> Picture:
 
 
 def pattern(rng: np.random.Generator, size: int) -> Picture:
-    """A surface seen from above: wood, stripes, checks, weave, speckle or plain paint.
-
-    Args:
-        rng: decides.
-        size: side of the result, pixels.
-    """
+    """Wood, stripes, checks, weave, speckle or plain paint from above, `size` pixels a side."""
     kind = rng.integers(6)
     light, dark = colour(rng), colour(rng)
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     angle = rng.uniform(0, np.pi)
     u = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
     v = y * np.float32(np.cos(angle)) - x * np.float32(np.sin(angle))
-    cloud = noise(rng, size)
+    cloud = _noise(rng, size)
+    mix: np.ndarray
     if kind == 0:
         # Wood: rings, drawn out along the grain, cut into boards.
         boards = rng.uniform(1.5, 6)
@@ -204,21 +172,18 @@ def pattern(rng: np.random.Generator, size: int) -> Picture:
         gap = (np.modf(u * boards + 20)[0] < 0.012).astype(np.float32)
         mix = np.minimum(mix + gap, 1.2)
     elif kind == 1:
-        mix = (np.sin(2 * np.pi * u * rng.uniform(2, 14)) > rng.uniform(-0.8, 0.8)).astype(
-            np.float32
-        )
+        mix = np.sin(2 * np.pi * u * rng.uniform(2, 14)) > rng.uniform(-0.8, 0.8)
     elif kind == 2:
         cells = rng.uniform(2, 12)
-        mix = ((np.floor(u * cells) + np.floor(v * cells)) % 2).astype(np.float32)
+        mix = (np.floor(u * cells) + np.floor(v * cells)) % 2
     elif kind == 3:
         threads = rng.uniform(40, 110)
         weave = np.sin(2 * np.pi * u * threads) * np.sin(2 * np.pi * v * threads)
         mix = 0.5 + 0.3 * weave + 0.4 * (cloud - 0.5)
     elif kind == 4:
         fine = rng.random((size, size), dtype=np.float32)
-        mix = (
-            cv2.GaussianBlur(fine, (0, 0), float(rng.uniform(0.5, 2.5))) > 0.53
-        ) * 0.6 + 0.3 * cloud
+        speckle = cv2.GaussianBlur(fine, (0, 0), float(rng.uniform(0.5, 2.5))) > 0.53
+        mix = speckle * 0.6 + 0.3 * cloud
     else:
         mix = 0.35 * cloud
     mix = mix[..., None].astype(np.float32)
@@ -228,22 +193,19 @@ def pattern(rng: np.random.Generator, size: int) -> Picture:
 _WHITENESS = 0.6
 
 
-def surroundings(
-    picture: Float[np.ndarray, 's s 3'], *, height: int = 16
-) -> Float[np.ndarray, 'latitudes longitudes 3']:
+def surroundings(picture: Float[np.ndarray, 's s 3']) -> Float[np.ndarray, '16 32 3']:
     """Light from everywhere that goes with a backdrop: rough, and brighter from above.
 
-    Args:
-        picture: what the camera sees behind the hand.
-        height: rows of the result (latitudes, from above to below); twice as many columns.
+    Returns:
+        Latitudes, from above to below, by longitudes.
     """
-    coarse = cv2.resize(picture, (height, height), interpolation=cv2.INTER_AREA)
+    coarse = cv2.resize(picture, (16, 16), interpolation=cv2.INTER_AREA)
     around = np.concatenate([coarse, coarse[:, ::-1]], axis=1)
     # What is not in the picture is guessed: mostly the average of what is.
     around = 0.5 * around + 0.5 * coarse.mean(axis=(0, 1))
     # Most light comes from lamps and sky and is whiter than the things that it falls on.
     around = (1 - _WHITENESS) * around + _WHITENESS * around.mean(axis=2, keepdims=True)
-    above = np.linspace(1.6, 0.5, height, dtype=np.float32)[:, None, None]
+    above = np.linspace(1.6, 0.5, 16, dtype=np.float32)[:, None, None]
     return np.ascontiguousarray(around * above, np.float32)
 
 

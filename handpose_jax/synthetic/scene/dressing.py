@@ -60,24 +60,18 @@ def _gloves(folder: str, source: Source) -> tuple[np.ndarray, ...]:
 
 def sample(options: SceneOptions, rng: np.random.Generator, source: Source) -> Dress:
     """Draws what one person wears, and their skin."""
-    textures = (
-        materials.read_textures(options.textures) if options.textures else materials.NO_TEXTURES
-    )
+    skins = materials.read_textures(options.textures).skins if options.textures else ()
     tone = materials.sample_tone(rng)
     gloved = bool(rng.random() < _GLOVE_SHARE)
     which, roughness, contrast = rng.random(), float(rng.uniform(0.35, 0.62)), rng.uniform(0.5, 1.1)
     bump = float(rng.uniform(0.2, 0.8))
     if not options.skin_variety:
-        tone, gloved, which, roughness, contrast, bump = (
-            materials.AVERAGE_TONE,
-            False,
-            0,
-            0.5,
-            0.8,
-            0.5,
-        )
+        tone, gloved = materials.AVERAGE_TONE, False
+        which, roughness, contrast, bump = 0, 0.5, 0.8, 0.5
     cloth = _cloth(rng)
     nail = materials.nail(rng, tone)
+    plain = materials.skin_colour(tone)
+    bare = mitsuba_renderer.Material(plain, roughness=roughness, specular=0.4)
     if gloved:
         gloves = _gloves(options.textures, source) if options.textures else ()
         if gloves and rng.random() < 0.6:
@@ -87,35 +81,23 @@ def sample(options: SceneOptions, rng: np.random.Generator, source: Source) -> D
         material = mitsuba_renderer.Material(
             colour, roughness=float(rng.uniform(0.3, 0.9)), sheen=float(rng.uniform(0, 0.6))
         )
-        bare = mitsuba_renderer.Material(
-            materials.skin_colour(tone), roughness=roughness, specular=0.4
-        )
         long = rng.random() < 0.3 and np.ndim(colour) == 1
         arm = material if long else bare
         return Dress(material, arm, material, cloth, float(np.mean(colour)), True)
-    if textures.skins:
+    if skins:
         back, palm, _ = _sides(source)
-        logs = textures.skins[int(which * len(textures.skins))]
+        logs = skins[int(which * len(skins))]
         colour = materials.tinted(logs, tone, float(contrast), back=back, palm=palm)
         bumps = materials.relief(str(options.textures), bump)
     elif options.rigs:
-        colour, bumps = materials.skin_colour(tone), None
+        colour, bumps = plain, None
     else:
         colour, bumps = materials.painted(int(which * materials.VARIANTS), tone)
     material = mitsuba_renderer.Material(colour, roughness=roughness, specular=0.4, bumps=bumps)
-    return Dress(
-        material,
-        # A rig's forearm may be a continuation that has no texture of its own.
-        material
-        if not options.rigs
-        else mitsuba_renderer.Material(
-            materials.skin_colour(tone), roughness=roughness, specular=0.4
-        ),
-        mitsuba_renderer.Material(nail, roughness=0.3, specular=0.5),
-        cloth,
-        float(np.mean(materials.skin_colour(tone))),
-        False,
-    )
+    # A rig's forearm may be a continuation that has no texture of its own.
+    arm = bare if options.rigs else material
+    nails = mitsuba_renderer.Material(nail, roughness=0.3, specular=0.5)
+    return Dress(material, arm, nails, cloth, float(np.mean(plain)), False)
 
 
 def _cloth(rng: np.random.Generator) -> mitsuba_renderer.Material:

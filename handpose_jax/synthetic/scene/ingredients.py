@@ -15,13 +15,9 @@ from handpose_jax.synthetic.scene.options import SceneOptions
 
 # How often, of all pictures.
 _WRISTBAND_SHARE = 0.2  # of bare arms
-
 _RING_SHARE = 0.14
-
 _HELD_SHARE = 0.45  # tried; many poses hold no room for anything
-
 _IN_FRONT_SHARE = 0.13
-
 _OTHER_HAND_SHARE = 0.14
 
 
@@ -38,13 +34,13 @@ def add_body(
     posed: types.PosedBody,
     arm: props.Arm,
     view: views.View,
-    is_left: bool,
     dress: dressing.Dress,
+    *,
     labelled: bool = True,
 ) -> None:
     """Hand and forearm are surfaces of their own."""
-    vertices = views.place(posed.vertices, view, is_left).astype(np.float32)
-    normals = views.turn(posed.normals, view, is_left).astype(np.float32)
+    vertices = view.place(posed.vertices).astype(np.float32)
+    normals = view.turn(posed.normals).astype(np.float32)
     along = posed.vertices @ arm.frame[:, 1]
     along = along[posed.faces].mean(axis=1)
     behind = along < -0.008
@@ -67,16 +63,11 @@ def add_body(
             faces = (np.cumsum(used) - 1)[faces]
             if is_arm and region == types.SKIN:
                 material = dress.arm
-            surface = mitsuba_renderer.Surface(
-                vertices=vertices[used],
-                normals=normals[used],
-                faces=faces[:, ::-1] if is_left else faces,
-                uv=posed.uv[used],
-                material=material,
-            )
+            faces = faces[:, ::-1] if view.is_left else faces
+            shape = shapes.Shape(vertices[used], normals[used], faces, posed.uv[used])
             value = (labels.FOREARM if is_arm else labels.HAND) if labelled else 0
             part = ('worn' if is_arm else 'hand') if labelled else 'thing'
-            items.append(Item(surface, part, value))
+            items.append(_item(shape, material, part, value))
 
 
 _INTO_SLEEVE = 0.04
@@ -102,7 +93,6 @@ def _add_shape(
     items: list[Item],
     shape: shapes.Shape | None,
     view: views.View,
-    is_left: bool,
     material: mitsuba_renderer.Material,
     part: str,
     mask: int,
@@ -110,15 +100,17 @@ def _add_shape(
     """Adds something given in the hand frame."""
     if shape is None:
         return
-    faces = shape.faces[:, ::-1] if is_left else shape.faces
+    faces = shape.faces[:, ::-1] if view.is_left else shape.faces
+    placed = shapes.Shape(view.place(shape.vertices), view.turn(shape.normals), faces, shape.uv)
+    items.append(_item(placed, material, part, mask))
+
+
+def _item(shape: shapes.Shape, material: mitsuba_renderer.Material, part: str, mask: int) -> Item:
+    """An item of a shape in the camera frame."""
     surface = mitsuba_renderer.Surface(
-        vertices=views.place(shape.vertices, view, is_left),
-        normals=views.turn(shape.normals, view, is_left),
-        faces=faces,
-        uv=shape.uv,
-        material=material,
+        shape.vertices, shape.faces, material, normals=shape.normals, uv=shape.uv
     )
-    items.append(Item(surface, part, mask))
+    return Item(surface, part, mask)
 
 
 def add_worn(
@@ -127,7 +119,6 @@ def add_worn(
     posed: types.PosedBody,
     arm: props.Arm,
     view: views.View,
-    is_left: bool,
     dress: dressing.Dress,
     *,
     in_sleeve: bool,
@@ -135,26 +126,23 @@ def add_worn(
     """Adds a sleeve, unless the body has its own, a wristband, a ring, the hem of a glove."""
     if in_sleeve and not (posed.regions == types.CLOTH).any():
         cloth = props.sleeve(rng, arm)
-        _add_shape(items, cloth, view, is_left, dress.cloth, 'worn', labels.FOREARM)
+        _add_shape(items, cloth, view, dress.cloth, 'worn', labels.FOREARM)
     elif not in_sleeve and rng.random() < _WRISTBAND_SHARE:
         band = props.wristband(rng, arm)
         material = mitsuba_renderer.Material(
             backgrounds.colour(rng), roughness=0.4, metallic=float(rng.random() < 0.4)
         )
-        _add_shape(items, band, view, is_left, material, 'worn', labels.FOREARM)
+        _add_shape(items, band, view, material, 'worn', labels.FOREARM)
     if dress.gloved and dress.arm is not dress.skin:
-        hem = mitsuba_renderer.Material(
-            np.mean(np.reshape(dress.skin.colour, (-1, 3)), axis=0), 0.8
-        )
-        _add_shape(items, props.hem(arm), view, is_left, hem, 'worn', labels.FOREARM)
+        colour = np.mean(np.reshape(dress.skin.colour, (-1, 3)), axis=0)
+        material = mitsuba_renderer.Material(colour, roughness=0.8)
+        _add_shape(items, props.hem(arm), view, material, 'worn', labels.FOREARM)
     if rng.random() < _RING_SHARE and not dress.gloved:
         metal = np.array([[1.0, 0.77, 0.34], [0.9, 0.9, 0.92], [0.95, 0.64, 0.54]])[rng.integers(3)]
         material = mitsuba_renderer.Material(
             metal, roughness=float(rng.uniform(0.1, 0.4)), metallic=1.0
         )
-        _add_shape(
-            items, props.finger_ring(rng, posed), view, is_left, material, 'hand', labels.HAND
-        )
+        _add_shape(items, props.finger_ring(rng, posed), view, material, 'hand', labels.HAND)
 
 
 def _thing_material(rng: np.random.Generator) -> mitsuba_renderer.Material:
@@ -174,12 +162,12 @@ def add_things(
     posed: types.PosedBody,
     shape: types.HandShape,
     view: views.View,
-    is_left: bool,
 ) -> None:
+    """Adds a thing in the grasp, and one between hand and camera."""
     material = _thing_material(rng)
     if rng.random() < _HELD_SHARE:
         thing = props.held(rng, posed.keypoints, shape.size * shape.thickness)
-        _add_shape(items, thing, view, is_left, material, 'thing', 0)
+        _add_shape(items, thing, view, material, 'thing', 0)
     if rng.random() < _IN_FRONT_SHARE:
         thing = props.in_front(rng)
         reach = float(np.abs(thing.vertices).max())
@@ -194,14 +182,7 @@ def add_things(
             centre = centre * (1 + room / centre[2])
         if centre[2] + thing.vertices[:, 2].min() > 0.05:
             thing = shapes.moved(thing, np.eye(3), centre)
-            surface = mitsuba_renderer.Surface(
-                vertices=thing.vertices,
-                normals=thing.normals,
-                faces=thing.faces,
-                uv=thing.uv,
-                material=_thing_material(rng),
-            )
-            items.append(Item(surface, 'thing', 0))
+            items.append(_item(thing, _thing_material(rng), 'thing', 0))
 
 
 def add_other_hand(
@@ -210,37 +191,31 @@ def add_other_hand(
     source: dressing.Source,
     library: Sequence[types.HandPose],
     view: views.View,
-    is_left: bool,
     dress: dressing.Dress,
 ) -> None:
     """A second hand, somewhere at the side; it has no keypoints."""
     if rng.random() >= _OTHER_HAND_SHARE:
         return
     pose = poses.sample_pose(rng, library=library)
-    other_is_left = (not is_left) if rng.random() < 0.7 else is_left
+    is_left = (not view.is_left) if rng.random() < 0.7 else view.is_left
     other = source.pose(skeleton.sample_shape(rng), pose)
     turn = skeleton.rotation(rng.normal(size=3), rng.normal(0, 0.7))
-    rotation = turn @ view.rotation
+    turned = view._replace(rotation=turn @ view.rotation, is_left=is_left)
+    own_middle = turned.turn(other.keypoints.mean(axis=0, keepdims=True))[0]
     extent = view.keypoints.max(axis=0) - view.keypoints.min(axis=0)
     reach = 0.55 * float(extent[:2].max())
     angle = rng.uniform(0, 2 * math.pi)
     direction = np.array([math.cos(angle), math.sin(angle), 0.0])
     middle = view.keypoints.mean(axis=0)
     for step in (1.0, 1.3, 1.7, 2.2):
-        centre = (
-            middle
-            + direction * step * (reach + 0.05)
-            + np.array([0.0, 0.0, 1.0]) * rng.normal(0, 0.05)
-        )
-        keypoints = other.keypoints * (views.MIRROR if other_is_left else 1.0)
-        offset = centre - rotation @ keypoints.mean(axis=0)
-        placed = keypoints @ rotation.T + offset
-        gaps = np.linalg.norm(placed[:, None] - view.keypoints[None], axis=2)
-        if gaps.min() > 0.035 and placed[:, 2].min() > 0.15:
-            other_view = view._replace(rotation=rotation, offset=offset, keypoints=placed)
-            if views.place(other.vertices, other_view, other_is_left)[:, 2].min() > 0.05:
-                other_arm = props.find_arm(other, pose)
-                add_body(items, other, other_arm, other_view, other_is_left, dress, labelled=False)
+        centre = middle + direction * step * (reach + 0.05)
+        centre += np.array([0.0, 0.0, 1.0]) * rng.normal(0, 0.05)
+        moved = turned._replace(offset=centre - own_middle)
+        moved = moved._replace(keypoints=moved.place(other.keypoints))
+        gaps = np.linalg.norm(moved.keypoints[:, None] - view.keypoints[None], axis=2)
+        if gaps.min() > 0.035 and moved.keypoints[:, 2].min() > 0.15:
+            if moved.place(other.vertices)[:, 2].min() > 0.05:
+                add_body(items, other, props.find_arm(other, pose), moved, dress, labelled=False)
             return
 
 
@@ -258,27 +233,23 @@ def add_table(
     # Only what is near the hand must lie above the table: an arm may come through from behind.
     near = vertices[np.linalg.norm(vertices - middle, axis=1) < 0.2]
     level = float((near @ normal).min()) - rng.exponential(0.02)
-    side = np.cross(
-        normal, np.array([1.0, 0.0, 0.0]) if abs(normal[0]) < 0.8 else np.array([0.0, 1.0, 0.0])
-    )
+    side = np.cross(normal, [1.0, 0.0, 0.0] if abs(normal[0]) < 0.8 else [0.0, 1.0, 0.0])
     side /= np.linalg.norm(side)
     ahead = np.cross(normal, side)
     centre = middle - normal * (middle @ normal - level)
-    half = 4.0
-    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half
-    photo = options.backgrounds == 'photos' and options.photos is not None and rng.random() < 0.4
-    if photo:
-        texture = np.minimum(backgrounds.photograph(rng, str(options.photos), 256), 0.9)
+    corners = np.array([[-4.0, -4.0], [4.0, -4.0], [4.0, 4.0], [-4.0, 4.0]])
+    if options.backgrounds == 'photos' and rng.random() < 0.4:
+        texture = backgrounds.photograph(rng, str(options.photos), 256)
     else:
-        texture = np.minimum(backgrounds.pattern(rng, 256), 0.9)
+        texture = backgrounds.pattern(rng, 256)
     width = rng.uniform(0.4, 1.2)
-    surface = mitsuba_renderer.Surface(
+    sheet = shapes.Shape(
         vertices=centre + corners[:, :1] * side + corners[:, 1:] * ahead,
         normals=np.tile(normal, (4, 1)),
         faces=np.array([[0, 1, 2], [0, 2, 3]]),
         uv=corners / width + rng.random(2),
-        material=mitsuba_renderer.Material(
-            texture, roughness=float(rng.uniform(0.2, 0.9)), specular=0.4
-        ),
     )
-    items.append(Item(surface, 'thing', 0))
+    material = mitsuba_renderer.Material(
+        np.minimum(texture, 0.9), roughness=float(rng.uniform(0.2, 0.9)), specular=0.4
+    )
+    items.append(_item(sheet, material, 'thing', 0))

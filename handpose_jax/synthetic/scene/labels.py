@@ -22,7 +22,7 @@ class Staging(NamedTuple):
             before it is enlarged.
         is_left: which hand.
         flesh: f64[21], metres that may lie before a visible keypoint.
-        parts: what each surface of the scene is: 'hand', 'arm', 'worn' or 'thing'.
+        parts: what each surface of the scene is: 'hand', 'worn' or 'thing'.
         mask_values: the mask's value of each surface.
         backdrop: f32[r r 3], what is seen past all surfaces, at the size it is rendered.
         albedo: the skin's average reflectance.
@@ -41,12 +41,9 @@ class Staging(NamedTuple):
 def find_visible(
     picture: mitsuba_renderer.Picture, staging: Staging, size: int
 ) -> Bool[np.ndarray, '21']:
-    """Keypoints in the picture with nothing before them but their own flesh and what is worn on it.
+    """Which keypoints only their own flesh, and what is worn on it, lies before.
 
-    Args:
-        picture: as staged.
-        staging: what is known about it.
-        size: side of the final picture, pixels.
+    They must also be inside the final picture, which is `size` pixels a side.
     """
     keypoints = project(staging.camera, staging.keypoints_3d)
     inside = ((keypoints >= -0.5) & (keypoints <= size - 0.5)).all(axis=1)
@@ -60,6 +57,7 @@ def find_visible(
 def mask(
     buffers: mitsuba_renderer.RenderBuffers, staging: Staging, size: int
 ) -> UInt8[np.ndarray, 's s']:
+    """What each pixel of the final picture shows (see RenderedHand.mask)."""
     # NOTHING is -1 and finds the last entry.
     values = np.array([*staging.mask_values, 0], np.uint8)
     mask = values[buffers.shape_id]

@@ -9,15 +9,13 @@ from handpose_jax.synthetic.render import mitsuba_renderer
 from handpose_jax.synthetic.scene import backgrounds
 from handpose_jax.synthetic.scene.options import SceneOptions
 
-Lamp = mitsuba_renderer.PanelLight | mitsuba_renderer.PointLight | mitsuba_renderer.DirectionalLight
-
 
 def sample(
     options: SceneOptions,
     rng: np.random.Generator,
     backdrop: Float[np.ndarray, 's s 3'],
     target: Float[np.ndarray, '3'],
-) -> tuple[Float[np.ndarray, '3'], list[Lamp]]:
+) -> tuple[Float[np.ndarray, '3'], list[mitsuba_renderer.Light]]:
     """Light from everywhere, and lamps.
 
     A map of the surroundings would be truer; Mitsuba takes half as long again to sample it.
@@ -48,7 +46,7 @@ def _lamp(
     level: float,
     up: Float[np.ndarray, '3'],
     target: Float[np.ndarray, '3'],
-) -> Lamp:
+) -> mitsuba_renderer.Light:
     """A lamp, mostly above, that gives about as much light as the surroundings."""
     direction = rng.normal(size=3) + 1.1 * up - np.array([0.0, 0.0, 0.4])
     direction /= np.linalg.norm(direction)

@@ -64,26 +64,20 @@ class TextureSet(NamedTuple):
         skins: log reflectance, f32[h w 3] each.
         gloves: linear RGB, f32[h w 3] each.
         bumps: normal map of the skin, components coded as 0.5 + 0.5 x, or None.
-        glove_bumps: of the gloves, or None.
-        roughness: f32[h w], or None.
     """
 
     skins: tuple[np.ndarray, ...]
     gloves: tuple[np.ndarray, ...]
     bumps: np.ndarray | None
-    glove_bumps: np.ndarray | None
-    roughness: np.ndarray | None
-
-
-NO_TEXTURES = TextureSet((), (), None, None, None)
 
 
 @functools.lru_cache(maxsize=4)
 def read_textures(folder: str) -> TextureSet:
     """Reads a folder of textures; what each is follows from its name.
 
-    `*glove*` are gloves, `*normal*` normal maps (glTF's convention: green is up),
-    `*roughness*` or `*orm*` maps with roughness in green; every other picture is skin.
+    `*glove*` are gloves, `*normal*` is the skin's normal map (glTF's convention: green is up);
+    normal maps of gloves and maps of roughness (`*roughness*`, `*orm*`) are not used. Every other
+    picture is skin.
 
     Args:
         folder: with PNG or JPEG files.
@@ -92,29 +86,23 @@ def read_textures(folder: str) -> TextureSet:
         ValueError: if there is no skin texture.
     """
     skins, gloves = [], []
-    bumps = glove_bumps = roughness = None
+    bumps = None
     for path in backgrounds.photographs(folder):
         name = Path(path).stem.lower()
-        image = cv2.imread(path, cv2.IMREAD_COLOR)
-        if image is None:
-            raise ValueError(f'{path}: not a picture that can be read')
-        image = cv2.resize(image, (TEXTURE_SIZE, TEXTURE_SIZE), interpolation=cv2.INTER_AREA)
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        if 'normal' in name:
-            vectors = image.astype(np.float32) / 255
-            if 'glove' in name:
-                glove_bumps = _constant(vectors)
-            else:
-                bumps = _constant(vectors)
-        elif 'roughness' in name or 'orm' in name.split('_'):
-            roughness = _constant(image[..., 1].astype(np.float32) / 255)
-        elif 'glove' in name:
+        is_glove, is_normal = 'glove' in name, 'normal' in name
+        if (is_glove and is_normal) or 'roughness' in name or 'orm' in name.split('_'):
+            continue
+        size = (TEXTURE_SIZE, TEXTURE_SIZE)
+        image = cv2.resize(backgrounds.read(path), size, interpolation=cv2.INTER_AREA)
+        if is_normal:
+            bumps = _constant(image.astype(np.float32) / 255)
+        elif is_glove:
             gloves.append(_constant(backgrounds.linear(image)))
         else:
             skins.append(_constant(np.log(np.maximum(backgrounds.linear(image), 0.003))))
     if not skins:
         raise ValueError(f'{folder}: no skin texture among {len(gloves)} gloves and maps')
-    return TextureSet(tuple(skins), tuple(gloves), bumps, glove_bumps, roughness)
+    return TextureSet(tuple(skins), tuple(gloves), bumps)
 
 
 def _constant(values: np.ndarray) -> np.ndarray:
@@ -180,15 +168,18 @@ def painted(variant: int, tone: SkinTone) -> tuple[np.ndarray, np.ndarray]:
         f32[t t 3] linear RGB in exactly that tone's shade, and a normal map as in TextureSet, whose
         relief differs from skin to skin.
     """
-    darkness = tone.melanin / _MELANIN_RANGE[1]
-    step = round(darkness * (_PAINTED_TONES - 1))
-    logs, bumps, usual = _painted(variant, step)
+    logs, bumps, usual = _painted(variant, _step(tone))
     # What is left between the painted tone and the wanted one.
     return np.minimum(cv2.exp(logs + (np.log(skin_colour(tone)) - usual)), 0.9), bumps
 
 
 VARIANTS = 4
 _PAINTED_TONES = 5
+
+
+def _step(tone: SkinTone) -> int:
+    """Which of the painted tones is nearest."""
+    return round(tone.melanin / _MELANIN_RANGE[1] * (_PAINTED_TONES - 1))
 
 
 @functools.lru_cache(maxsize=VARIANTS * _PAINTED_TONES)
@@ -220,11 +211,9 @@ def _relief(folder: str, step: int) -> np.ndarray | None:
 
 
 def relief(folder: str, strength: float) -> np.ndarray | None:
-    """The skin's normal map in a folder (see read_textures), made weaker.
+    """The skin's normal map in a folder (see read_textures) with less steep slopes.
 
-    Args:
-        folder: with textures.
-        strength: factor on its slopes, 0..1, rounded to one of a few, so that each is made once.
+    `strength` is the factor on them, 0..1, rounded to one of a few, so that each is made once.
     """
     return _relief(folder, max(1, round(_STRENGTHS * strength)))
 
@@ -238,5 +227,4 @@ def _painted_nail(variant: int, step: int) -> np.ndarray:
 
 def nail(rng: np.random.Generator, tone: SkinTone) -> np.ndarray:
     """A nail texture for a tone."""
-    step = round(tone.melanin / _MELANIN_RANGE[1] * (_PAINTED_TONES - 1))
-    return _painted_nail(int(rng.integers(8)), step)
+    return _painted_nail(int(rng.integers(8)), _step(tone))

@@ -9,7 +9,7 @@ class SceneOptions:
 
     Attributes:
         size: side of the picture, pixels.
-        rigs: glTF rigs (see rig.GltfRig), drawn at random; none for the bundled body.
+        rigs: glTF rigs (see gltf_rig.GltfRig), drawn at random; none for the bundled body.
         textures: folder of textures for the rigs (see materials.read_textures), or None.
         backgrounds: 'procedural' (drawn), 'photos' (from `photos`, one in six drawn), or 'plain'.
         photos: folder of photographs.

@@ -14,12 +14,8 @@ from handpose_jax.synthetic.scene import shapes
 _FINGER_FLESH, _PALM_FLESH = 0.0085, 0.014
 
 
-def _bones(keypoints: Float[np.ndarray, '21 3'], spacing: int = 5) -> Float[np.ndarray, 'p 3']:
-    """Points along all bones."""
-    steps = np.linspace(0, 1, spacing)[:, None]
-    return np.concatenate(
-        [keypoints[a] * (1 - steps) + keypoints[b] * steps for a, b in hand.BONES]
-    )
+# Points on every bone that a thing must not meet.
+_POINTS = 5
 
 
 def held(
@@ -35,14 +31,16 @@ def held(
     Returns:
         The thing, or None where the hand holds no room.
     """
-    points = _bones(keypoints)
+    steps = np.linspace(0, 1, _POINTS)[:, None]
+    points = np.concatenate(
+        [keypoints[a] * (1 - steps) + keypoints[b] * steps for a, b in hand.BONES]
+    )
     flesh = np.full(len(points), _FINGER_FLESH)
-    flesh[np.isin(np.repeat([b for _, b in hand.BONES], 5), [5, 9, 13, 17])] = _PALM_FLESH
+    flesh[np.isin(np.repeat([b for _, b in hand.BONES], _POINTS), [5, 9, 13, 17])] = _PALM_FLESH
     flesh *= scale
     knuckles = keypoints[[5, 9, 13, 17]].mean(axis=0)
-    if rng.random() < 0.7:
-        return _held_bar(rng, keypoints, points, flesh, knuckles)
-    return _held_ball(rng, keypoints, points, flesh, knuckles)
+    hold = _held_bar if rng.random() < 0.7 else _held_ball
+    return hold(rng, keypoints, points, flesh, knuckles)
 
 
 def _held_bar(
@@ -67,8 +65,8 @@ def _held_bar(
         off = points - centre
         off = off - (off @ axis)[:, None] * axis
         clear = float((np.sqrt((off**2).sum(axis=1)) - flesh).min())
-        # Without a finger in front of it, a bar would float before the palm.
-        if clear > room and _is_enclosed(points - centre, down):
+        # Without a bone on its far side, a bar would float before the palm.
+        if clear > room and ((points - centre) @ down > 0.008).any():
             best, room = centre, clear
     if best is None or room < 0.004:
         return None
@@ -104,7 +102,7 @@ def _held_ball(
     distances = np.linalg.norm(points[None] - centres[:, None], axis=2) - flesh
     rooms = distances.min(axis=1)
     # It is held where the thumb and another finger are about to touch it.
-    finger = np.repeat([(b - 1) // 4 for _, b in hand.BONES], 5)
+    finger = np.repeat([(b - 1) // 4 for _, b in hand.BONES], _POINTS)
     touch = [distances[:, finger == f].min(axis=1) < rooms + 0.008 for f in range(5)]
     rooms = np.where(touch[0] & (np.sum(touch, axis=0) >= 2), rooms, 0.0)
     best = int(np.argmax(np.where(rooms < 0.045, rooms, 0.0)))
@@ -119,40 +117,22 @@ def _held_ball(
     return shapes.moved(shapes.ball(radius), np.eye(3), centres[best])
 
 
-def _is_enclosed(offsets: Float[np.ndarray, 'p 3'], down: Float[np.ndarray, '3']) -> bool:
-    """Whether some bone lies on the far side of a thing before the palm."""
-    below = offsets @ down
-    return bool((below > 0.008).any())
-
-
 def finger_ring(rng: np.random.Generator, body: types.PosedBody) -> shapes.Shape | None:
     """A ring around the first bone of one of the four fingers."""
     finger = rng.choice(['index', 'middle', 'ring', 'ring', 'little'])
-    base, middle = (body.keypoints[k] for k in hand.FINGERS[str(finger)][:2])
-    return _band(rng, body, base, middle, float(rng.uniform(0.4, 0.62)), (0.0007, 0.0016), 0.016)
-
-
-def _band(
-    rng: np.random.Generator,
-    body: types.PosedBody,
-    start: Float[np.ndarray, '3'],
-    end: Float[np.ndarray, '3'],
-    place: float,
-    thickness: tuple[float, float],
-    reach: float,
-) -> shapes.Shape | None:
+    start, end = (body.keypoints[k] for k in hand.FINGERS[str(finger)][:2])
     axis = (end - start) / np.linalg.norm(end - start)
-    centre = start + place * (end - start)
+    centre = start + float(rng.uniform(0.4, 0.62)) * (end - start)
     off = body.vertices - centre
     along = off @ axis
     off = off - along[:, None] * axis
     distance = np.sqrt((off**2).sum(axis=1))
-    near = (np.abs(along) < 0.006) & (distance < reach)
+    near = (np.abs(along) < 0.006) & (distance < 0.016)
     if near.sum() < 6:
         return None
     centre = centre + off[near].mean(axis=0)
     radius = float(np.quantile(np.linalg.norm(off[near] - off[near].mean(axis=0), axis=1), 0.6))
-    tube = float(rng.uniform(*thickness))
+    tube = float(rng.uniform(0.0007, 0.0016))
     side = np.cross(axis, [0.3, 0.1, 1.0])
     side /= np.linalg.norm(side)
     frame = np.column_stack([side, axis, np.cross(side, axis)])
@@ -187,35 +167,24 @@ def sleeve(rng: np.random.Generator, arm: Arm) -> shapes.Shape | None:
     start = -float(rng.uniform(0.012, 0.13))
     if len(arm.vertices) < 24 or arm.vertices[:, 1].min() > start - 0.05:
         return None
-    rows, columns = 26, 37
-    turn = np.linspace(0, 2 * np.pi, columns)
+    rows = 26
     y = start - (np.linspace(0, 1, rows) ** 1.3) * 0.5
     width, depth, middle = _cross_sections(arm, y)
     loose = 1.03 + 0.002 / width.mean() + rng.exponential(0.10)
     flare = rng.uniform(-0.05, 0.25) * np.exp(-np.linspace(0, 1, rows) / 0.12)
-    folds = np.zeros((rows, columns))
+    folds = np.zeros((rows, len(_AROUND)))
     for _ in range(5):
         phase, waves = rng.uniform(0, 2 * np.pi, 2), rng.integers(0, 4)
-        stripes = rng.uniform(15, 90) * y[:, None] + waves * turn + phase[0]
-        folds += rng.uniform(0.0, 0.02) * (1 + np.sin(stripes + np.sin(turn + phase[1])))
+        stripes = rng.uniform(15, 90) * y[:, None] + waves * _AROUND + phase[0]
+        folds += rng.uniform(0.0, 0.02) * (1 + np.sin(stripes + np.sin(_AROUND + phase[1])))
     swell = loose + flare[:, None] + folds
     # The hem: the cloth's edge turns inwards, so that its thickness is seen.
     swell = np.concatenate([swell[:1] * 0.93, swell[:1] * 0.985, swell])
     y = np.concatenate([y[:1] - 0.012, y[:1] - 0.0006, y])
-    width, depth = (np.concatenate([c[:1], c[:1], c]) for c in (width, depth))
-    middle = np.concatenate([middle[:1], middle[:1], middle])
-    points = np.stack(
-        [
-            middle[:, :1] + swell * width[:, None] * np.cos(turn),
-            np.broadcast_to(y[:, None], swell.shape),
-            middle[:, 1:] - swell * depth[:, None] * np.sin(turn),
-        ],
-        axis=-1,
-    )
-    cloth = shapes.grid(points)
+    sections = [np.concatenate([c[:1], c[:1], c]) for c in (width, depth, middle)]
+    cloth = _shell(arm, y, swell, *sections)
     # The pattern of the cloth repeats along a long sleeve.
-    cloth = cloth._replace(uv=cloth.uv * np.array([1.0, 2.0]))
-    return shapes.moved(cloth, arm.frame, np.zeros(3))
+    return cloth._replace(uv=cloth.uv * np.array([1.0, 2.0]))
 
 
 def wristband(rng: np.random.Generator, arm: Arm) -> shapes.Shape | None:
@@ -232,18 +201,27 @@ def _around(arm: Arm, place: float, broad: float, thick: float) -> shapes.Shape 
     """A band: its middle along the arm and its breadth, metres; thickness as part of the arm's."""
     if len(arm.vertices) < 24:
         return None
-    turn = np.linspace(0, 2 * np.pi, 37)
     y = place + broad / 2 * np.array([0.85, 1.0, 1.0, -1.0, -1.0, -0.85])
-    width, depth, middle = _cross_sections(arm, np.full(6, place))
     swell = 1 + np.array([-0.05, thick / 2, thick, thick, thick / 2, -0.05])[:, None]
-    points = np.stack(
-        [
-            middle[:, :1] + swell * width[:, None] * np.cos(turn),
-            np.broadcast_to(y[:, None], (6, 37)),
-            middle[:, 1:] - swell * depth[:, None] * np.sin(turn),
-        ],
-        axis=-1,
-    )
+    return _shell(arm, y, swell, *_cross_sections(arm, np.full(6, place)))
+
+
+# Angles around the arm.
+_AROUND = np.linspace(0, 2 * np.pi, 37)
+
+
+def _shell(
+    arm: Arm,
+    y: Float[np.ndarray, 'r'],
+    swell: Float[np.ndarray, 'r _'],
+    width: Float[np.ndarray, 'r'],
+    depth: Float[np.ndarray, 'r'],
+    middle: Float[np.ndarray, 'r 2'],
+) -> shapes.Shape:
+    """A tube around the arm: `swell` times its cross-section in each row."""
+    x = middle[:, :1] + swell * width[:, None] * np.cos(_AROUND)
+    z = middle[:, 1:] - swell * depth[:, None] * np.sin(_AROUND)
+    points = np.stack([x, np.broadcast_to(y[:, None], x.shape), z], axis=-1)
     return shapes.moved(shapes.grid(points), arm.frame, np.zeros(3))
 
 
@@ -266,9 +244,7 @@ def _cross_sections(
     return columns[0], columns[1], np.stack(columns[2:], axis=1)
 
 
-def in_front(
-    rng: np.random.Generator,
-) -> shapes.Shape:
+def in_front(rng: np.random.Generator) -> shapes.Shape:
     """Something about as large as a hand, around the origin, to be put before one."""
     kind = rng.integers(4)
     if kind == 0:

@@ -1,4 +1,4 @@
-"""Simple closed meshes: boxes, balls, solids of revolution, rings, tubes around a path.
+"""Simple meshes: boxes, balls, solids of revolution, rings, and sheets through rows of points.
 
 All in metres, faces counter-clockwise from outside, texture coordinates in 0..1.
 """
@@ -35,14 +35,6 @@ def moved(
     )
 
 
-def mirrored(shape: Shape) -> Shape:
-    """The shape with x -> -x, still facing outward."""
-    flip = np.array([-1.0, 1.0, 1.0])
-    return shape._replace(
-        vertices=shape.vertices * flip, normals=shape.normals * flip, faces=shape.faces[:, ::-1]
-    )
-
-
 @functools.cache
 def _grid_faces(rows: int, columns: int) -> Int[np.ndarray, 'f 3']:
     """Two triangles for each cell of a grid of rows x columns vertices."""
@@ -71,26 +63,16 @@ def grid(points: Float[np.ndarray, 'r c 3']) -> Shape:
     return Shape(vertices, normals, faces, np.stack([u, v], -1).reshape(-1, 2))
 
 
-def _revolution(
-    radii: Float[np.ndarray, 'r'], heights: Float[np.ndarray, 'r'], *, segments: int = 28
-) -> Shape:
+def _revolution(radii: Float[np.ndarray, 'r'], heights: Float[np.ndarray, 'r']) -> Shape:
     """A profile turned about the y axis: cylinders, bottles, cups, pens.
 
     Args:
         radii: of the profile from top to bottom, 0 at both ends to close it.
         heights: y of the profile, falling; repeat a point for a sharp edge.
-        segments: around the axis.
     """
-    turn = np.linspace(0, 2 * np.pi, segments + 1)
-    points = np.stack(
-        [
-            radii[:, None] * np.cos(turn),
-            np.broadcast_to(heights[:, None], (len(radii), segments + 1)),
-            -radii[:, None] * np.sin(turn),
-        ],
-        axis=-1,
-    )
-    sheet = grid(points)
+    turn = np.linspace(0, 2 * np.pi, 29)
+    x, z = radii[:, None] * np.cos(turn), -radii[:, None] * np.sin(turn)
+    sheet = grid(np.stack([x, np.broadcast_to(heights[:, None], x.shape), z], axis=-1))
     # The grid's normals vanish where the profile meets the axis.
     bad = np.linalg.norm(sheet.normals, axis=1) < 0.5
     sheet.normals[bad] = [0.0, 1.0, 0.0]
@@ -99,10 +81,9 @@ def _revolution(
     return sheet
 
 
-def cylinder(radius: float, length: float, *, bevel: float = 0.06) -> Shape:
-    """A cylinder along y with rounded rims; `bevel` is relative to the radius."""
-    b = bevel * radius
-    top = length / 2
+def cylinder(radius: float, length: float) -> Shape:
+    """A cylinder along y with rounded rims."""
+    b, top = 0.06 * radius, length / 2
     radii = np.array([0.0, 0.5 * radius, radius - b, radius - 0.3 * b, radius])
     heights = np.array([top, top, top, top - 0.3 * b, top - b])
     return _revolution(
@@ -128,24 +109,19 @@ def ball(radius: float) -> Shape:
 
 def box(sides: Float[np.ndarray, '3']) -> Shape:
     """A box with sharp edges."""
-    axes = np.eye(3)
-    vertices: list[np.ndarray] = []
-    normals: list[np.ndarray] = []
-    faces: list[np.ndarray] = []
+    corners, normals = [], []
     for axis in range(3):
         for sign in (1.0, -1.0):
-            normal = sign * axes[axis]
-            u, v = axes[(axis + 1) % 3], sign * axes[(axis + 2) % 3]
-            corners = np.array([normal - u - v, normal + u - v, normal + u + v, normal - u + v])
-            start = 4 * len(vertices)
-            vertices.append(corners * np.asarray(sides) / 2)
-            normals.append(np.tile(normal, (4, 1)))
-            faces.append(np.array([[0, 1, 2], [0, 2, 3]]) + start)
+            normal, u, v = np.roll(np.eye(3), -axis, axis=0)
+            normal, v = sign * normal, sign * v
+            corners += [normal - u - v, normal + u - v, normal + u + v, normal - u + v]
+            normals += [normal] * 4
+    faces = np.array([[0, 1, 2], [0, 2, 3]]) + 4 * np.arange(6)[:, None, None]
     uv = np.tile(np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]]), (6, 1))
-    return Shape(np.concatenate(vertices), np.concatenate(normals), np.concatenate(faces), uv)
+    return Shape(np.array(corners) * sides / 2, np.array(normals), faces.reshape(-1, 3), uv)
 
 
-def ring(radius: float, thickness: float, *, flat: float = 1.0) -> Shape:
+def ring(radius: float, thickness: float, *, flat: float) -> Shape:
     """A torus around the y axis.
 
     Args:
@@ -156,15 +132,9 @@ def ring(radius: float, thickness: float, *, flat: float = 1.0) -> Shape:
     around = np.linspace(0, 2 * np.pi, 33)
     tube = np.linspace(0, 2 * np.pi, 11)
     out = radius + thickness * np.cos(tube)[:, None]
-    points = np.stack(
-        [
-            out * np.cos(around),
-            np.broadcast_to(-flat * thickness * np.sin(tube)[:, None], (11, 33)),
-            -out * np.sin(around),
-        ],
-        axis=-1,
-    )
-    shape = grid(points)
+    x, z = out * np.cos(around), -out * np.sin(around)
+    y = np.broadcast_to(-flat * thickness * np.sin(tube)[:, None], x.shape)
+    shape = grid(np.stack([x, y, z], axis=-1))
     centre = shape.vertices * [1.0, 0.0, 1.0]
     centre *= radius / np.linalg.norm(centre, axis=1, keepdims=True)
     normals = (shape.vertices - centre) * [1.0, 1.0 / flat**2, 1.0]

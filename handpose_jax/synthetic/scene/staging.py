@@ -43,10 +43,11 @@ def random_streams(seed: int, index: int) -> dict[str, np.random.Generator]:
     }
 
 
-@functools.lru_cache(maxsize=16)
-def _rig(path: str) -> gltf_rig.GltfRig:
-    return gltf_rig.GltfRig(path)
+_rig = functools.lru_cache(maxsize=16)(gltf_rig.GltfRig)
 
+
+# Light paths in any picture, for each pixel that it has after it was enlarged.
+_PATHS = 0.4
 
 # Fine enough for pictures of this size; a finer mesh takes longer to hand to the renderer.
 _STEP = 0.005
@@ -58,11 +59,8 @@ _SLEEVES = 16
 @functools.lru_cache(maxsize=_SLEEVES + 1)
 def _bundled(sleeve: int | None) -> bundled.BundledBody:
     """The bundled body, bare or in one of a few sleeves."""
-    if sleeve is None:
-        return bundled.BundledBody(step=_STEP)
-    return bundled.BundledBody(
-        step=_STEP, sleeve=bundled.sample_sleeve(np.random.default_rng(sleeve))
-    )
+    worn = None if sleeve is None else bundled.sample_sleeve(np.random.default_rng(sleeve))
+    return bundled.BundledBody(step=_STEP, sleeve=worn)
 
 
 @functools.lru_cache(maxsize=4)
@@ -82,13 +80,11 @@ def stage(
     """Sets up one picture, without taking it (see generate)."""
     scene, staging = _set_up(options, seed, index)
     picture = mitsuba_renderer.Picture(scene)
-    if (
-        options.occlusion
-        and labels.find_visible(picture, staging, options.size).sum() < _LEAST_VISIBLE
-    ):
-        # So little of the hand is to be seen that nothing could be learnt from it.
-        scene, staging = _set_up(dataclasses.replace(options, occlusion=False), seed, index)
-        picture = mitsuba_renderer.Picture(scene)
+    if options.occlusion:
+        visible = labels.find_visible(picture, staging, options.size)
+        # Where so little of the hand is to be seen, nothing could be learnt from it.
+        if visible.sum() < _LEAST_VISIBLE:
+            return stage(dataclasses.replace(options, occlusion=False), seed, index)
     return picture, staging
 
 
@@ -118,13 +114,12 @@ def _set_up(
 
     dress = dressing.sample(options, streams['skin'], source)
     items: list[ingredients.Item] = []
-    ingredients.add_body(items, posed, arm, view, is_left, dress)
+    ingredients.add_body(items, posed, arm, view, dress)
     if options.skin_variety:
-        worn = streams['worn']
-        ingredients.add_worn(items, worn, posed, arm, view, is_left, dress, in_sleeve=in_sleeve)
+        ingredients.add_worn(items, streams['worn'], posed, arm, view, dress, in_sleeve=in_sleeve)
     if options.occlusion:
-        ingredients.add_things(items, streams['things'], posed, shape, view, is_left)
-        ingredients.add_other_hand(items, streams['other'], source, library, view, is_left, dress)
+        ingredients.add_things(items, streams['things'], posed, shape, view)
+        ingredients.add_other_hand(items, streams['other'], source, library, view, dress)
     window, beyond = _window(items, camera, size), False
 
     backdrop = _backdrop(options, streams['backdrop'], size)
@@ -143,7 +138,8 @@ def _set_up(
         height=size,
         window=window,
         beyond=beyond,
-        samples=_samples(options, size),
+        # More light paths in a small picture, where a finger has few pixels.
+        samples=max(options.samples, round(options.samples * _PATHS * (options.size / size) ** 2)),
         bounces=3,
         seed=int(streams['light'].integers(2**31)),
     )
@@ -157,15 +153,6 @@ def _set_up(
         backdrop=backdrop,
         albedo=dress.albedo,
     )
-
-
-def _samples(options: SceneOptions, size: int) -> int:
-    """Light paths a pixel: more in a small picture, where a finger has few pixels."""
-    return max(options.samples, round(options.samples * _PATHS * (options.size / size) ** 2))
-
-
-# Light paths in any picture, for each pixel that it has after it was enlarged.
-_PATHS = 0.4
 
 
 def _window(

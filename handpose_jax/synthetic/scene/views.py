@@ -11,9 +11,15 @@ from handpose_jax.synthetic.scene import props
 
 
 class View(NamedTuple):
-    """Camera and the place of the hand before it: camera = rotation @ (mirrored) hand + offset.
+    """Camera and the place of a hand before it.
 
-    `camera` is of the final picture, whose side is `size` pixels.
+    Attributes:
+        rotation: f64[3 3], camera axes from hand axes; a left hand is mirrored first.
+        offset: f64[3], metres, where the hand's origin lies in the camera frame.
+        camera: f64[3 3], intrinsic matrix of the final picture.
+        keypoints: f64[21 3], metres, camera frame.
+        size: side of the final picture, pixels.
+        is_left: which hand it is.
     """
 
     rotation: Float[np.ndarray, '3 3']
@@ -21,6 +27,18 @@ class View(NamedTuple):
     camera: Float[np.ndarray, '3 3']
     keypoints: Float[np.ndarray, '21 3']
     size: int
+    is_left: bool
+
+    def place(self, points: Float[np.ndarray, 'n 3']) -> Float[np.ndarray, 'n 3']:
+        """Brings points from the hand frame to the camera frame."""
+        return self.turn(points) + self.offset
+
+    def turn(self, directions: Float[np.ndarray, 'n 3']) -> Float[np.ndarray, 'n 3']:
+        """Brings directions from the hand frame to the camera frame."""
+        return (directions * _MIRROR if self.is_left else directions) @ self.rotation.T
+
+
+_MIRROR = np.array([-1.0, 1.0, 1.0])
 
 
 def project(
@@ -31,33 +49,19 @@ def project(
     return seen[:, :2] / seen[:, 2:]
 
 
-MIRROR = np.array([-1.0, 1.0, 1.0])
-
-
-def place(points: Float[np.ndarray, 'n 3'], view: View, is_left: bool) -> np.ndarray:
-    return (points * MIRROR if is_left else points) @ view.rotation.T + view.offset
-
-
-def turn(normals: Float[np.ndarray, 'n 3'], view: View, is_left: bool) -> np.ndarray:
-    return (normals * MIRROR if is_left else normals) @ view.rotation.T
-
-
 _X, _Y, _Z = np.eye(3)
 
 _ATTEMPTS = 12
 
 
 def sample(
-    rng: np.random.Generator,
-    posed: types.PosedBody,
-    arm: props.Arm,
-    is_left: bool,
-    size: int,
+    rng: np.random.Generator, posed: types.PosedBody, arm: props.Arm, is_left: bool, size: int
 ) -> View:
     """A camera that sees the whole hand, and not the end of the forearm if that can be had."""
-    keypoints = posed.keypoints * MIRROR if is_left else posed.keypoints
-    end = arm.vertices[arm.vertices[:, 1] < arm.vertices[:, 1].min() + 0.01] @ arm.frame.T
-    end = end * MIRROR if is_left else end
+    mirror = _MIRROR if is_left else np.ones(3)
+    keypoints = posed.keypoints * mirror
+    end = arm.vertices[arm.vertices[:, 1] < arm.vertices[:, 1].min() + 0.01]
+    end = (end @ arm.frame.T) * mirror
     kind = rng.choice(['any', 'upright', 'egocentric'], p=[0.5, 0.28, 0.22])
     for _ in range(_ATTEMPTS):
         rotation = _sample_rotation(rng, str(kind), is_left)
@@ -74,7 +78,7 @@ def sample(
         shift = np.clip(rng.normal(0, 0.05, 2), -0.12, 0.12) * size
         centre = (size - 1) / 2 + shift - focal * (low + high) / 2
         camera = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1.0]])
-        view = View(rotation, offset, camera, placed, size)
+        view = View(rotation, offset, camera, placed, size, is_left)
         if len(end) == 0:
             break
         end_placed = end @ rotation.T + offset
@@ -85,7 +89,7 @@ def sample(
         inside = ((seen > -4) & (seen < size + 3)).all(axis=1).any()
         # An arm that points straight away hides its own end.
         ray = end_placed.mean(axis=0)
-        along = rotation @ ((-arm.frame[:, 1]) * (MIRROR if is_left else 1.0))
+        along = rotation @ (-arm.frame[:, 1] * mirror)
         hidden = along @ ray / np.linalg.norm(ray) > 0.92
         if not inside or hidden:
             break
@@ -115,13 +119,8 @@ def _sample_rotation(
         return roll @ tilt @ base @ around
     # From the owner's eyes: the forearm comes from below, the fingers point ahead and up.
     ahead = math.radians(rng.normal(35, 22))
-    base = np.column_stack(
-        [
-            _X,
-            np.array([0.0, -math.cos(ahead), math.sin(ahead)]),
-            np.array([0.0, -math.sin(ahead), -math.cos(ahead)]),
-        ]
-    )
+    cos, sin = math.cos(ahead), math.sin(ahead)
+    base = np.array([[1.0, 0.0, 0.0], [0.0, -cos, -sin], [0.0, sin, -cos]])
     supination = skeleton.rotation(_Y, rng.normal(0, 1.1))
     inward = 0.35 if is_left else -0.35
     return skeleton.rotation(_Z, rng.normal(inward, 0.45)) @ base @ supination

@@ -25,6 +25,28 @@ def save(folder, *, compress=True, name='hands.mat', **variables):
     return path
 
 
+def header(order='<'):
+    return b'MATLAB 5.0 MAT-file'.ljust(124) + struct.pack(f'{order}HH', 0x0100, 0x4D49)
+
+
+def element(kind, data, order='<'):
+    return struct.pack(f'{order}II', kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def described(*shape, order='<', number=6, name=b'handPara'):
+    """Flags, dimensions and name of a variable of a class, which is double by default."""
+    return (
+        element(6, struct.pack(f'{order}II', number, 0), order)
+        + element(5, struct.pack(f'{order}{len(shape)}i', *shape), order)
+        + element(1, name, order)
+    )
+
+
+def compressed(matrix):
+    packed = zlib.compress(matrix)
+    return struct.pack('<II', 15, len(packed)) + packed
+
+
 def refused(path, *parts, name='handPara', shape=SHAPE, **options):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         read_array(path, name, shape, **options)
@@ -57,19 +79,9 @@ def test_an_array_of_a_usual_size_is_read(tmp_path, compress):
 def test_a_file_written_by_hand_from_the_format_is_read(tmp_path, order):
     """As on a machine of either byte order, by the published format and without SciPy."""
     values = np.arange(6.0)  # columns first: 2 x 3
-
-    def element(kind, data):
-        return struct.pack(f'{order}II', kind, len(data)) + data + bytes(-len(data) % 8)
-
-    matrix = (
-        element(6, struct.pack(f'{order}II', 6, 0))  # flags: class double
-        + element(5, struct.pack(f'{order}ii', 2, 3))  # dimensions
-        + element(1, b'handPara')
-        + element(9, values.astype(f'{order}f8').tobytes())
-    )
-    header = b'MATLAB 5.0 MAT-file'.ljust(124) + struct.pack(f'{order}HH', 0x0100, 0x4D49)
+    matrix = described(2, 3, order=order) + element(9, values.astype(f'{order}f8').tobytes(), order)
     path = tmp_path / 'a.mat'
-    path.write_bytes(header + element(14, matrix))
+    path.write_bytes(header(order) + element(14, matrix, order))
     np.testing.assert_array_equal(
         read_array(path, 'handPara', (2, 3)), [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
     )
@@ -100,17 +112,18 @@ CLASSES = {
     'char': 'text',
     'sparse': scipy.sparse.csc_matrix(np.eye(3)),
     'logical': np.array([[True]]),
+    'complex double': HANDS * 1j,
     'object': scipy.io.matlab.MatlabObject(np.zeros((1, 1), [('x', object)]), 'evil'),
 }
 
 
 @pytest.mark.parametrize('name', CLASSES)
 def test_anything_but_numbers_is_refused_by_its_class(tmp_path, name):
-    refused(save(tmp_path, handPara=CLASSES[name]), 'expected an array of numbers', name)
-
-
-def test_complex_numbers_are_refused(tmp_path):
-    refused(save(tmp_path, handPara=HANDS * 1j), 'expected real numbers', 'complex128')
+    refused(
+        save(tmp_path, handPara=CLASSES[name]),
+        'expected an array of real numbers',
+        f'of class {name};',
+    )
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
@@ -138,22 +151,11 @@ def test_too_large_an_array_is_refused(tmp_path):
 
 def bomb(claimed):
     """A file whose variable is said to be 3 x 21 x 4, but holds 64 MB of zeros."""
-
-    def element(kind, data, length=None):
-        length = len(data) if length is None else length
-        return struct.pack('<II', kind, length) + data + bytes(-len(data) % 8)
-
-    start = (
-        element(6, struct.pack('<II', 6, 0))
-        + element(5, struct.pack('<iii', 3, 21, 4))
-        + element(1, b'handPara')
-        + struct.pack('<II', 9, claimed)
-    )
+    start = described(3, 21, 4) + struct.pack('<II', 9, claimed)
     packer = zlib.compressobj(9)
     packed = packer.compress(struct.pack('<II', 14, len(start) + claimed) + start)
     packed += b''.join(packer.compress(bytes(2**20)) for _ in range(64)) + packer.flush()
-    header = b'MATLAB 5.0 MAT-file'.ljust(124) + struct.pack('<HH', 0x0100, 0x4D49)
-    return header + struct.pack('<II', 15, len(packed)) + packed
+    return header() + struct.pack('<II', 15, len(packed)) + packed
 
 
 @pytest.mark.parametrize('claimed', [64 * 2**20, 3 * 21 * 4 * 8])
@@ -182,10 +184,42 @@ def test_a_bomb_in_another_variable_does_no_harm(tmp_path):
 
 def test_packed_data_in_packed_data_are_refused(tmp_path):
     inner = save(tmp_path, handPara=HANDS).read_bytes()
-    packed = zlib.compress(inner[128:])
     path = tmp_path / 'a.mat'
-    path.write_bytes(inner[:128] + struct.pack('<II', 15, len(packed)) + packed)
+    path.write_bytes(inner[:128] + compressed(inner[128:]))
     refused(path, 'expected an array in the packed data')
+
+
+@pytest.mark.parametrize('stored', [0, 8, 10, 14, 15, 16, 18, 99, 2**16 - 1, 2**31])
+@pytest.mark.parametrize('packed', [True, False])
+def test_numbers_of_a_type_that_ends_scipy_are_refused(tmp_path, stored, packed):
+    """SciPy looks such a type up beyond the end of its table; these files end its process."""
+    matrix = element(14, described(3, 21, 1) + element(stored, bytes(8 * 3 * 21)))
+    path = tmp_path / 'a.mat'
+    path.write_bytes(header() + (compressed(matrix) if packed else matrix))
+    refused(path, 'expected 63 numbers of one of the types', 'the file is damaged')
+
+
+@pytest.mark.parametrize('length', [0, 8 * 62, 8 * 64, 2**31])
+def test_another_length_than_that_of_the_shape_is_refused(tmp_path, length):
+    numbers = struct.pack('<II', 9, length) + bytes(8 * 64)
+    path = tmp_path / 'a.mat'
+    path.write_bytes(header() + element(14, described(3, 21, 1) + numbers))
+    refused(path, 'expected 63 numbers', f'{length:,} bytes of type 9')
+
+
+def test_variables_of_other_kinds_beside_it_are_passed_over(tmp_path):
+    """Objects of newer MATLABs have no dimensions, empty cells nothing behind their name."""
+    new = element(6, struct.pack('<II', 17, 0)) + element(1, b'date') + element(1, b'MCOS')
+    others = [new, described(0, 0, number=1, name=b'cells'), described(1, 1, number=99, name=b'x')]
+    wanted = described(1, 3, name=b'handPara') + element(2, bytes([7, 8, 9]))
+    short = described(1, 3, name=b'short') + struct.pack('<HH', 2, 3) + bytes([7, 8, 9, 0])
+    path = tmp_path / 'a.mat'
+    path.write_bytes(header() + b''.join(element(14, data) for data in (*others, wanted, short)))
+    for name in ('handPara', 'short'):
+        np.testing.assert_array_equal(read_array(path, name, (1, 3)), [[7, 8, 9]])
+    refused(path, 'of class opaque', name='date')
+    refused(path, 'of class 99, which is unknown', name='x')
+    refused(path, "the file holds 'date', 'cells', 'x', 'handPara', 'short'", name='y')
 
 
 def test_other_versions_are_refused_with_advice(tmp_path):

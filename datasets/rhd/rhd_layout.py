@@ -18,7 +18,7 @@ uv = K xyz / z without any offset, up to their rounding to four significant digi
 The archive's depth images are neither read nor written.
 
 Annotations are a pickle, a format that can run any program when it is loaded by `pickle`: they are
-read by safe_pickle.py instead.
+read by handpose_jax/data/conversion/safe_pickle.py instead.
 
 Source: Zimmermann and Brox 2017, and the description that comes with the data set.
 """
@@ -26,10 +26,9 @@ Source: Zimmermann and Brox 2017, and the description that comes with the data s
 import hashlib
 import os
 import pickle
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -38,6 +37,7 @@ from PIL import Image
 from handpose_jax import geometry, hand
 from handpose_jax.data import images
 from handpose_jax.data.conversion import safe_pickle
+from handpose_jax.data.conversion.records import keep
 from handpose_jax.synthetic import generate
 from handpose_jax.synthetic.scene import labels
 
@@ -93,7 +93,7 @@ class RhdHand(NamedTuple):
     box: Float[np.ndarray, '4']
 
 
-class RhdAnnotations(Sequence[RhdHand]):
+class RhdAnnotations:
     """The records of one split, by their numbers; each is checked, and its mask read, when taken.
 
     Args:
@@ -125,7 +125,9 @@ class RhdAnnotations(Sequence[RhdHand]):
         if cache is None:
             self._records = _parse_pickle(data, self._path)
         else:
-            self._records = _read_cached(data, self._path, Path(cache))
+            digest = hashlib.sha256(data).hexdigest()
+            arrays = keep(Path(cache), digest, lambda: _tabulate(_parse_pickle(data, self._path)))
+            self._records = _Table(arrays)
         self._ids = sorted(self._records)
 
     def __len__(self) -> int:
@@ -135,11 +137,7 @@ class RhdAnnotations(Sequence[RhdHand]):
         """Split and number of a record, known without checking it."""
         return f'{self._split}/{self._ids[index]:05d}'
 
-    @overload
-    def __getitem__(self, index: int, /) -> RhdHand: ...
-    @overload
-    def __getitem__(self, index: slice, /) -> Sequence[RhdHand]: ...
-    def __getitem__(self, index: int | slice, /) -> RhdHand | Sequence[RhdHand]:
+    def __getitem__(self, index: int, /) -> RhdHand:
         """Returns the dominant hand of a record.
 
         Raises:
@@ -147,11 +145,7 @@ class RhdAnnotations(Sequence[RhdHand]):
                 finite or beyond reason; for a missing image; for a mask that is no RHD mask, or
                 that shows a hand without keypoints.
         """
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        return self._hand(self._ids[index])
-
-    def _hand(self, number: int) -> RhdHand:
+        number = self._ids[index]
         image_path = self._folder / 'color' / f'{number:05d}.png'
         if not image_path.is_file():
             raise ValueError(
@@ -232,8 +226,7 @@ def write_rhd(
         How many were written.
 
     Raises:
-        ValueError: for another split, or if the split's folder holds files already.
-        OSError: if a file cannot be written.
+        ValueError, OSError: see write_records.
     """
     return write_records(folder, split, (_of_rendered(sample) for sample in samples))
 
@@ -358,29 +351,7 @@ class _Table(Mapping[int, dict[str, np.ndarray]]):
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         if number in self._problems:
             raise ValueError(self._problems[number])
-        row = self._rows[number]
-        return {name: array[row] for name, array in self._arrays.items()}
-
-
-def _read_cached(data: bytes, path: Path, cache: Path) -> _Table:
-    digest = hashlib.sha256(data).hexdigest()
-    try:
-        with cache.open('rb') as file, np.load(file, allow_pickle=False) as stored:
-            if str(stored['sha256']) == digest:
-                return _Table(stored)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        # Absent, or left unfinished by something else: it is made again.
-        pass
-    arrays = _tabulate(_parse_pickle(data, path))
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cache.with_name(f'{cache.name}.partial-{os.getpid()}')
-    try:
-        with temporary.open('wb') as out:
-            np.savez(out, allow_pickle=False, sha256=np.array(digest), **arrays)
-        temporary.replace(cache)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return _Table(arrays)
+        return {name: array[self._rows[number]] for name, array in self._arrays.items()}
 
 
 def _tabulate(records: Mapping[int, Any]) -> dict[str, np.ndarray]:
