@@ -4,12 +4,12 @@ Nothing heavy is imported before a sub-command is chosen, so that --help answers
 """
 
 import importlib
-import pathlib
 import runpy
 import sys
 from collections.abc import Sequence
 
 import handpose_jax
+from handpose_jax.process import extras, shipped, streams
 
 # The verbs that take a config are flags of main.py; the others have a `main(argv, prog)` each.
 _MODES = {
@@ -29,9 +29,20 @@ _SCRIPTS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a sub-command."""
+    """Runs a sub-command; one that lacks a package ends with the line that installs it."""
     words = list(sys.argv[1:] if argv is None else argv)
     verb, rest = (words[0], words[1:]) if words else ('--help', [])
+    with streams.guarded():
+        try:
+            _run(verb, rest)
+        except ModuleNotFoundError as error:
+            told = extras.missing(error, f'handpose {verb}')
+            if told is None:
+                raise
+            sys.exit(f'error: {told}')
+
+
+def _run(verb: str, rest: list[str]) -> None:
     if verb in ('-h', '--help'):
         print(_usage())
     elif verb == '--version':
@@ -44,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if '--help' in rest:
             print(f'usage: handpose {verb} [flags]', flags.FLAGS.module_help(configured.__name__))
             return
-        configured.run([f'handpose {verb}', f'--mode={verb}', *rest])
+        configured.run([f'handpose {verb}', f'--mode={verb}', *_find_config(rest)])
     elif verb in _MODULES:
         importlib.import_module(_MODULES[verb][0]).main(rest, prog=f'handpose {verb}')
     elif verb in _SCRIPTS:
@@ -61,13 +72,29 @@ def _usage() -> str:
     )
 
 
+def _find_config(words: Sequence[str]) -> list[str]:
+    """Puts the file of a config in the place of its bare name, as in --config cmu."""
+    # Imported here: ml_collections is no part of the core.
+    from handpose_jax import config
+
+    found = list(words)
+    for number, word in enumerate(words):
+        flag, equals, name = word.partition('=')
+        place = number if equals else number + 1
+        if flag.lstrip('-') != 'config' or place == len(words):
+            continue
+        try:
+            file, variant = config.find(name if equals else words[place])
+        except ValueError as error:
+            sys.exit(f'error: {error}')
+        found[place] = f'{flag}=' * bool(equals) + str(file) + f':{variant}' * bool(variant)
+    return found
+
+
 def _run_script(verb: str, rest: list[str]) -> None:
-    # The scripts stand beside the package in the checkout, where people add data sets of their own.
-    script = pathlib.Path(__file__).parents[1] / 'datasets' / f'{verb}.py'
-    if not script.exists():
-        sys.exit(f'error: handpose {verb} needs the checkout of handpose_jax, installed by pip -e')
+    script = runpy.run_path(str(shipped.folder('datasets') / f'{verb}.py'))
     sys.argv = [f'handpose {verb}', *rest]
-    runpy.run_path(str(script), run_name='__main__')
+    script['main']()
 
 
 if __name__ == '__main__':

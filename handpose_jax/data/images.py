@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import (
@@ -26,6 +25,12 @@ from PIL import (
 )
 
 from handpose_jax.data import image_files
+
+try:
+    import cv2
+except ModuleNotFoundError:
+    # The core of the package is installed without it; Pillow then decodes everything.
+    cv2 = None  # type: ignore[assignment]
 
 DEFAULT_MAX_MEGAPIXELS = 64.0
 
@@ -210,7 +215,7 @@ def _decode_jpeg(
     encoded = parts.put_together(pad=_AHEAD, end=b'') if parts.single else parts.put_together()
     colour = parts.bits == 8 and len(parts.components) == 3 and not parts.adobe
     # OpenCV cannot be kept from writing libjpeg's warnings; where time allows, Pillow is asked.
-    if colour and not thorough:
+    if cv2 is not None and colour and not thorough:
         rgb = cv2.imdecode(
             np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         )
@@ -256,21 +261,20 @@ def _decode(data: bytes, name: str, found: image_files.Header) -> UInt8[np.ndarr
 
 
 # EXIF 2.3, tag 0x0112: what has to be done to the stored picture to see it upright.
-# OpenCV moves pixels several times faster than NumPy does.
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: lambda rgb: cv2.flip(rgb, 1),
-    3: lambda rgb: cv2.rotate(rgb, cv2.ROTATE_180),
-    4: lambda rgb: cv2.flip(rgb, 0),
-    5: cv2.transpose,
-    6: lambda rgb: cv2.rotate(rgb, cv2.ROTATE_90_CLOCKWISE),
-    7: lambda rgb: cv2.transpose(cv2.rotate(rgb, cv2.ROTATE_180)),
-    8: lambda rgb: cv2.rotate(rgb, cv2.ROTATE_90_COUNTERCLOCKWISE),
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 
 
 def _turn(rgb: np.ndarray, orientation: int) -> UInt8[np.ndarray, 'h w 3']:
     turn = _UPRIGHT.get(orientation)
-    return rgb if turn is None else turn(rgb)
+    return rgb if turn is None else np.asarray(Image.fromarray(rgb).transpose(turn))
 
 
 def _empty(name: str) -> ValueError:

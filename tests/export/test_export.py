@@ -312,9 +312,7 @@ def test_load_tells_what_is_wrong(backend, threads, message, tmp_path):
 def test_load_tells_what_to_install(tmp_path, monkeypatch):
     (tmp_path / 'x.onnx').write_bytes(b'')
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    with pytest.raises(
-        ValueError, match=r'needs the module onnxruntime.*pip install -e "\.\[export\]"'
-    ):
+    with pytest.raises(ValueError, match=r'needs the module onnxruntime.*pip install -e "\."'):
         runtimes.load(str(tmp_path / 'x.onnx'), 'onnx')
 
 
@@ -536,7 +534,7 @@ def test_an_unknown_artefact_and_a_missing_package_are_told(workdir, monkeypatch
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(
         ValueError,
-        match=r'not installed: tensorflow \(for saved_model\); pip install -e "\.\[export\]"',
+        match=r'not installed: tensorflow \(for saved_model\); pip install -e "\.\[tensorflow\]"',
     ):
         export.export(str(workdir), only=['saved_model'])
 
