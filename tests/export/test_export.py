@@ -208,7 +208,8 @@ def test_a_decoding_that_has_no_graph_is_refused():
 def test_the_graph_finds_what_the_network_and_the_decoding_find(exported):
     config, _, made, images, maps = exported
     found_maps, found = jax.jit(made.infer)(images.astype(np.float32))
-    np.testing.assert_allclose(found_maps, maps, rtol=0, atol=1e-5)
+    # Sixty layers round relative to the largest value, 1.3 here; in which order differs by machine.
+    np.testing.assert_allclose(found_maps, maps, rtol=0, atol=1e-5 * np.abs(maps).max())
     expected = heatmaps.decode(found_maps, stride=4, **config.decode.to_dict())
     np.testing.assert_allclose(found[..., :2], expected.keypoints, rtol=0, atol=1e-3)
     np.testing.assert_array_equal(found[..., 2], expected.confidence)
