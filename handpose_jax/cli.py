@@ -55,7 +55,7 @@ def _run(verb: str, rest: list[str]) -> None:
         if '--help' in rest:
             print(f'usage: handpose {verb} [flags]', flags.FLAGS.module_help(configured.__name__))
             return
-        configured.run([f'handpose {verb}', f'--mode={verb}', *_find_config(rest)])
+        configured.run([f'handpose {verb}', f'--mode={verb}', *rest])
     elif verb in _MODULES:
         importlib.import_module(_MODULES[verb][0]).main(rest, prog=f'handpose {verb}')
     elif verb in _SCRIPTS:
@@ -70,25 +70,6 @@ def _usage() -> str:
     return '\n'.join(
         ['usage: handpose COMMAND ...', '', *lines, '', 'handpose COMMAND --help tells more.']
     )
-
-
-def _find_config(words: Sequence[str]) -> list[str]:
-    """Puts the file of a config in the place of its bare name, as in --config cmu."""
-    # Imported here: ml_collections is no part of the core.
-    from handpose_jax import config
-
-    found = list(words)
-    for number, word in enumerate(words):
-        flag, equals, name = word.partition('=')
-        place = number if equals else number + 1
-        if flag.lstrip('-') != 'config' or place == len(words):
-            continue
-        try:
-            file, variant = config.find(name if equals else words[place])
-        except ValueError as error:
-            sys.exit(f'error: {error}')
-        found[place] = f'{flag}=' * bool(equals) + str(file) + f':{variant}' * bool(variant)
-    return found
 
 
 def _run_script(verb: str, rest: list[str]) -> None:
