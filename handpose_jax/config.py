@@ -274,7 +274,10 @@ def load(name: str | Path) -> ConfigDict:
         ValueError: for a file that is not there, or an unknown variant.
     """
     file, variant = find(name)
-    config: ConfigDict = runpy.run_path(str(file))['get_config'](variant)
+    config: ConfigDict = runpy.run_path(str(file))['get_config'](
+        # A config of one's own may know no variants.
+        *([variant] if variant else [])
+    )
     return config
 
 

@@ -118,7 +118,7 @@ def test_without_a_cache_a_folder_is_asked_for(tmp_path):
     for environment in ({'XDG_CACHE_HOME': '/proc/none'}, {'HOME': '/proc/none'}):
         done = run(words, environment=environment, without=HOMELESS['without'])
         assert done.returncode == 1
-        assert 'cannot write the data set there' in done.stderr
+        assert 'cannot write there' in done.stderr
         assert done.stderr.count('\n') == 1
 
 
