@@ -305,7 +305,7 @@ def _number_of(count: int, noun: str) -> str:
 def _with_slashes(value: Any, root: Path) -> Any:
     """A record whose path was written on Windows, as it is meant, where the file is there."""
     name: Any = value.get('file') if isinstance(value, dict) else None
-    if not _is_text(name) or '\\' not in name or '\0' in name or (root / name).exists():
+    if not _is_text(name) or '\\' not in name or '\0' in name or os.path.exists(root / name):
         return value
     return {**value, 'file': name.replace('\\', '/')}
 
@@ -322,7 +322,7 @@ def _is_empty(value: Any) -> bool:
 
 def _why_missing(root: Path, name: str) -> str:
     path = root / name
-    if not path.is_file():
+    if not os.path.isfile(path):
         return f'no such file: {path}'
     # By a link that leaves the folder, an annotation file could read whatever its reader may.
     if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), '')):
@@ -556,7 +556,7 @@ def _box(value: Any) -> Float[np.ndarray, '4']:
 
 
 def _side(value: Any) -> int:
-    if not (_is_number(value) and value > 0 and float(value).is_integer()):
+    if not (_is_number(value) and 0 < value <= _MAX_COORDINATE and value == int(value)):
         raise ValueError(f'expected a positive whole number of pixels, got {_show(value)}')
     return int(value)
 

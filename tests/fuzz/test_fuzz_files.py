@@ -25,10 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from handpose_jax.data import images
-from handpose_jax.data.conversion import archives, safe_pickle
+from handpose_jax.data.conversion import archives, matfiles, safe_pickle
+from handpose_jax.data.folder import FolderSource
 
 # Per file, in seconds of processor time; and what a child may hold, in bytes.
 SLOWEST = 10.0
@@ -180,10 +182,95 @@ def read_pickle(data, folder):
     safe_pickle.describe(safe_pickle.load(data))
 
 
+def whole_annotations():
+    points = [[10.0 + 2 * k, 5 + k / 2] for k in range(21)]
+    full = {
+        'file': 'a.png',
+        'keypoints': points,
+        'visible': [k % 5 > 0 for k in range(21)],
+        'handedness': 'left',
+        'box': [5, 2, 58.5, 40],
+        'split': 'val',
+        'source': 'studio',
+        'width': 60,
+        'height': 44,
+        'id': 'hand 1',
+    }
+    least = {'file': 'd\\b.png', 'keypoints': points}
+    for records, options in (([full, least], {}), ([least, full], {'indent': 1}), ([least], {})):
+        yield json.dumps(records, **options).encode()
+
+
+def change_values(rng, data):
+    """Puts values of other kinds into the records of a JSON file, where bytes would hardly."""
+    try:
+        records = json.loads(data)
+        record = rng.choice(records)
+        name = rng.choice([*record])
+        value = rng.choice(
+            (
+                None,
+                -1,
+                0,
+                1e300,
+                10**400,
+                float('nan'),
+                '',
+                '..',
+                [],
+                {},
+                [[]] * 21,
+                True,
+                'a' * 999,
+            )
+        )
+        if isinstance(record[name], list) and record[name] and rng.randrange(2):
+            record[name][rng.randrange(len(record[name]))] = value
+        else:
+            record[name] = value
+        return json.dumps(records).encode()
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return data
+
+
+def read_annotations(data, folder):
+    (folder / 'd').mkdir()
+    for name in ('a.png', 'd/b.png'):
+        photo().save(folder / name)
+    (folder / 'annotations.json').write_bytes(data)
+    source = FolderSource(folder)
+    for index in range(len(source)):
+        sample = source[index]
+        assert sample['keypoints'].shape == (21, 2)
+        assert all(np.isfinite(sample[name]).all() for name in ('keypoints', 'box', 'norm_size'))
+        assert sample['visible'].any()
+        assert sample['norm_size'] > 0
+    source.check_images()
+    source.fingerprint()
+
+
+def whole_mats():
+    hands = np.arange(3 * 21 * 4, dtype=np.float64).reshape(3, 21, 4)
+    for compressed in (False, True):
+        for kind in (np.float64, np.float32, np.int16):
+            stream = io.BytesIO()
+            beside = {'names': np.array(['a', 'b'], object), 'handPara': hands.astype(kind)}
+            scipy.io.savemat(stream, beside, do_compression=compressed)
+            yield stream.getvalue()
+
+
+def read_mat(data, folder):
+    (folder / 'hands.mat').write_bytes(data)
+    found = matfiles.read_array(folder / 'hands.mat', 'handPara', (3, 21, None))
+    assert np.isfinite(found).all()
+
+
 KINDS = {
     'image': (whole_images, read_image),
     'archive': (whole_archives, read_archive),
     'pickle': (whole_pickles, read_pickle),
+    'annotations': (whole_annotations, read_annotations),
+    'mat': (whole_mats, read_mat),
 }
 
 
@@ -199,6 +286,8 @@ def make(kind, number):
     data = change(rng, wholes[number % len(wholes)], wholes)
     if kind == 'image' and data.startswith(b'\x89PNG') and rng.randrange(2):
         data = mend_png(data)
+    if kind == 'annotations' and rng.randrange(2):
+        data = change_values(rng, wholes[number % len(wholes)])
     if kind == 'archive' and data[257:262] == b'ustar':
         data = mend_tar(data) if rng.randrange(2) else data
         data = gzip.compress(data) if rng.randrange(3) == 0 else data
@@ -226,7 +315,7 @@ def read_many(kind, numbers, seconds, report):
                     outcomes['read'] += 1
                 except ValueError as error:
                     outcomes['refused'] += 1
-                    if type(error) not in (ValueError, archives._Refused):
+                    if type(error) not in (ValueError, archives._Refused, matfiles._Refused):
                         outcomes['wrong'].append([number, repr(error)])
                 except BaseException as error:
                     outcomes['wrong'].append([number, repr(error)])
@@ -274,9 +363,10 @@ def test_changed_files_are_read_or_refused(kind, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ('kind', 'count'), [('image', 6_000), ('archive', 2_000), ('pickle', 2_000)]
+    ('kind', 'count'),
+    [('image', 6_000), *((kind, 2_000) for kind in ('archive', 'pickle', 'annotations', 'mat'))],
 )
-def test_ten_thousand_changed_files_are_read_or_refused(kind, count, tmp_path):
+def test_thousands_of_changed_files_are_read_or_refused(kind, count, tmp_path):
     outcomes = fuzz(kind, count, 3_600.0, tmp_path)
     assert outcomes['read'] + outcomes['refused'] == count
     assert min(outcomes['read'], outcomes['refused']) > count // 50
