@@ -17,7 +17,15 @@ from handpose_jax.data.transforms import Augmentation
 from handpose_jax.evaluation import metrics, protocols
 from handpose_jax.hand import NUM_KEYPOINTS
 from handpose_jax.process import compiler_options, distributed, interruption, lock
-from handpose_jax.training import checkpoints, health, losses, optimizers, provenance, writers
+from handpose_jax.training import (
+    checkpoints,
+    health,
+    losses,
+    optimizers,
+    provenance,
+    workdirs,
+    writers,
+)
 from handpose_jax.training.early_stopping import EarlyStopping
 from handpose_jax.training.state import TrainState, init_state
 from handpose_jax.types import Source
@@ -172,7 +180,8 @@ def train(
         size=config.size,
         seed=config.seed,
         use_ema=bool(config.ema),
-        init_from=config.init_from,
+        # A run that goes on needs no start, and its weights may lie elsewhere by now.
+        init_from='' if workdirs.steps(workdir) else config.init_from,
         model_name=config.model.name,
     )
     state = distributed.replicate(state, mesh)

@@ -13,7 +13,15 @@ _MODULES = {
     'train': (
         *('absl', 'array_record', 'cv2', 'drjit', 'etils', 'flax', 'grain', 'h5py', 'ijson'),
         *('imagehash', 'jax', 'jaxlib', 'matplotlib', 'mitsuba', 'ml_collections', 'optax'),
-        *('orbax', 'scipy', 'tensorboardX', 'tensorflow_datasets', 'threadpoolctl', 'tqdm'),
+        *(
+            'orbax',
+            'safetensors',
+            'scipy',
+            'tensorboardX',
+            'tensorflow_datasets',
+            'threadpoolctl',
+            'tqdm',
+        ),
     ),
     'litert': ('ai_edge_litert',),
     'openvino': ('openvino',),

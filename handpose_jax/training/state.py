@@ -9,7 +9,7 @@ import optax
 from handpose_jax import models
 from handpose_jax.models import pretrained, torch_unet
 from handpose_jax.process import storage
-from handpose_jax.training import workdirs
+from handpose_jax.training import weight_files, workdirs
 
 
 class TrainState(NamedTuple):
@@ -57,9 +57,10 @@ def init_state(
         size: side of the input, pixels.
         seed: of the random parameters.
         use_ema: keep a moving average of the parameters.
-        init_from: workdir of a run of the same network, for all of its weights; file of ImageNet
-            weights for the encoder, see models/pretrained.py, or of the tutorial's weights for the
-            U-Net, see models/torch_unet.py; '' for none.
+        init_from: workdir of a run, or its weights as one file (weight_files.py), for all of its
+            weights, or the encoder's where the rest is another network; file of ImageNet weights
+            for the encoder, see models/pretrained.py, or of the tutorial's weights for the U-Net,
+            see models/torch_unet.py; '' for none.
         model_name: the network's name, needed with init_from.
 
     Raises:
@@ -97,9 +98,14 @@ def _start_from(source: str, variables: Any, model_name: str) -> Any:
             'weights'
         )
     if folder.is_dir():
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+        config = workdirs.load_config(source)
+        model = models.build(**config.model.to_dict())
+        images = jnp.zeros((1, config.size, config.size, 3), jnp.uint8)
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
         _, found = workdirs.load_variables(source, shapes)
-        return found
+        return weight_files.fit(variables, found, source)
+    if folder.suffix == weight_files.SUFFIX:
+        return weight_files.fit(variables, weight_files.load(source).variables, source)
     if model_name == 'unet':
         return torch_unet.convert(torch_unet.read(source), variables)
     return pretrained.init_from(variables, source, model_name=model_name)
