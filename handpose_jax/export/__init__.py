@@ -192,7 +192,7 @@ def export(
                 f'workdir {workdir}: the gate refuses the export, nothing is written\n'
                 f'{gate.table(rows)}'
             )
-        summary = {**metadata, 'reference_pck': reference.pck(reference.keypoints), 'gate': rows}
+        summary = {**metadata, 'reference_pck': reference.pck(reference.keypoints)[0], 'gate': rows}
         for name, artefact in chosen.items():
             path = folder / artefact.file
             own = {
