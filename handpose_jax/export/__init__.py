@@ -7,7 +7,6 @@ runtime and in a fresh process, fails the export, and none is left.
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -23,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from handpose_jax import hand, inference, models, runtimes
+from handpose_jax import hand, inference, models, runtimes, sidecars
 from handpose_jax.config import crop_scale, evaluation_data
 from handpose_jax.data import pipeline, sources, transforms
 from handpose_jax.export import fresh_run, gate, golden, graph, onnx, stablehlo, tflite
@@ -181,36 +180,25 @@ def export(
         for name, artefact in chosen.items():
             path = folder / artefact.file
             artefact.write(given, path)
+            about = _about(name, artefact, metadata)
+            # The gate opens it as people do, and so the sidecar must be there.
+            sidecars.write(path, about)
+            its: list[dict[str, Any]] = []
             for backend in _installed(artefact.backends):
                 maps, keypoints = fresh_run.run(backend, path, shown, scratch)
                 # The last is the golden crop, of which the gate knows no truth.
                 figures = gate.compare(reference, maps[:-1], keypoints[:-1], artefact.precision)
-                rows.append({'artefact': name, 'backend': backend, **figures})
+                its.append({'artefact': name, 'backend': backend, **figures})
                 found.setdefault(name, keypoints[-1])
+            rows += its
+            told = golden.describe(example, found[name])
+            sidecars.write(path, {**about, 'golden': told, 'gate': its})
         if any(row['misses'] for row in rows):
             raise ValueError(
                 f'workdir {workdir}: the gate refuses the export, nothing is written\n'
                 f'{gate.table(rows)}'
             )
         summary = {**metadata, 'reference_pck': reference.pck(reference.keypoints)[0], 'gate': rows}
-        for name, artefact in chosen.items():
-            path = folder / artefact.file
-            own = {
-                **metadata,
-                'artefact': name,
-                'file': artefact.file,
-                'precision': artefact.precision,
-                'input': {
-                    **metadata['input'],
-                    'dtype': 'uint8' if name == 'tflite_int8' else 'float32',
-                    'batch': 1 if name.startswith('tflite') else 'any',
-                },
-                'bytes': sum(f.stat().st_size for f in _files(path)),
-                'sha256': _digest(path),
-                'golden': golden.describe(example, found[name]),
-                'gate': [row for row in rows if row['artefact'] == name],
-            }
-            _write_json(folder / f'{artefact.file}.json', own)
         _write_json(folder / SUMMARY_FILE, summary)
         folder.rename(target)
     return summary
@@ -302,6 +290,20 @@ def _reference(
     )
 
 
+def _about(name: str, artefact: Artefact, metadata: dict[str, Any]) -> dict[str, Any]:
+    """What the sidecar of an artefact tells before the gate has seen it."""
+    return {
+        **metadata,
+        'artefact': name,
+        'precision': artefact.precision,
+        'input': {
+            **metadata['input'],
+            'dtype': 'uint8' if name == 'tflite_int8' else 'float32',
+            'batch': 1 if name.startswith('tflite') else 'any',
+        },
+    }
+
+
 def _metadata(trained: graph.Trained, exported: graph.Graph) -> dict[str, Any]:
     config = trained.config
     data = evaluation_data(config)
@@ -358,19 +360,6 @@ def _is_installed(distribution: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in _files(path):
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _write_json(path: Path, values: Any) -> None:

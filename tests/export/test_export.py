@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from handpose_jax import export, geometry, hand, heatmaps, models, runtimes
+from handpose_jax import export, geometry, hand, heatmaps, models, runtimes, sidecars
 from handpose_jax.data import images
 from handpose_jax.export import gate, graph, onnx, stablehlo, tflite
 from handpose_jax.export.decode_graph import decode_graph
@@ -273,6 +273,7 @@ def test_onnx_finds_the_same_for_any_number_of_images(exported, tmp_path, number
     assert set(nodes) <= ONNX_OPERATIONS
     assert nodes.count('Transpose') <= 5
 
+    sidecars.write(path, {})
     loaded = runtimes.load(str(path), 'onnx', threads=1)
     assert loaded.size == SIZE
     prediction = loaded(images[:number])
@@ -312,6 +313,7 @@ def test_load_tells_what_is_wrong(backend, threads, message, tmp_path):
 
 def test_load_tells_what_to_install(tmp_path, monkeypatch):
     (tmp_path / 'x.onnx').write_bytes(b'')
+    sidecars.write(tmp_path / 'x.onnx', {})
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(
         ValueError, match=r'needs the module onnxruntime.*pip install -e "\.\[export\]"'
@@ -604,7 +606,7 @@ import json, pathlib, sys
 sys.path.insert(0, sys.argv[1])
 import jax, jax.numpy as jnp, numpy as np
 import test_export as t
-from handpose_jax import models, runtimes
+from handpose_jax import models, runtimes, sidecars
 from handpose_jax.export import graph, tflite
 
 folder = pathlib.Path(sys.argv[2])
@@ -617,6 +619,7 @@ for precision in ('f32', 'f16', 'int8'):
     content = tflite.convert(made, precision, images)
     path = folder / f'{precision}.tflite'
     path.write_bytes(content)
+    sidecars.write(path, {})
     found = runtimes.load(str(path), 'tflite', threads=1).run(images)
     own = jax.jit(made.decode)(found[0])
     told[precision] = {
@@ -639,6 +642,7 @@ made = graph.Graph(wrong, wrong, wrong, 8, 16, 22)
 given = t.random_images(2, 8)
 path = folder / 'wrong.tflite'
 path.write_bytes(tflite.convert(made, 'f32'))
+sidecars.write(path, {})
 np.savez(
     folder / 'wrong.npz',
     expected=jax.vmap(lambda x: wrong(x[None])[0][0])(given.astype(np.float32)),
