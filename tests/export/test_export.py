@@ -5,6 +5,8 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +18,8 @@ from ml_collections import ConfigDict
 
 from handpose_jax import export, geometry, hand, heatmaps, models, runtimes, sidecars
 from handpose_jax.data import images
-from handpose_jax.export import gate, graph, onnx, stablehlo, tflite
+from handpose_jax.export import __main__ as command
+from handpose_jax.export import folder, gate, graph, onnx, stablehlo, tflite
 from handpose_jax.export.decode_graph import decode_graph
 from handpose_jax.synthetic.drawing import flat
 
@@ -506,22 +509,22 @@ def workdir(tmp_path, monkeypatch):
 @needs_flatbuffers
 def test_an_export_leaves_artefact_metadata_and_figures(workdir):
     summary = export.export(str(workdir), only=['stablehlo'], num_images=4)
-    folder = workdir / 'export'
-    assert sorted(p.name for p in folder.iterdir()) == [
+    made = workdir / 'export'
+    assert sorted(p.name for p in made.iterdir()) == [
         'export.json',
         'golden',
         'handpose.stablehlo',
         'handpose.stablehlo.json',
     ]
     assert [p.name for p in workdir.iterdir()] == ['export']
-    assert json.loads((folder / 'export.json').read_text()) == summary
-    told = json.loads((folder / 'handpose.stablehlo.json').read_text())
+    assert json.loads((made / 'export.json').read_text()) == summary
+    told = json.loads((made / 'handpose.stablehlo.json').read_text())
     assert told['keypoint_names'] == list(hand.KEYPOINT_NAMES)
     assert told['checkpoint_step'] == 7
     assert len(told['checkpoint_sha256']) == 64
     assert told['input']['shape'] == ['b', SIZE, SIZE, 3]
     assert told['gate'][0]['misses'] == []
-    assert told['bytes'] == (folder / 'handpose.stablehlo').stat().st_size
+    assert told['bytes'] == (made / 'handpose.stablehlo').stat().st_size
     assert told['crop']['averaging'] == {
         'from_step': 2,
         'block': 'floor(step)',
@@ -529,9 +532,9 @@ def test_an_export_leaves_artefact_metadata_and_figures(workdir):
     }
     assert (told['crop']['scale'], told['crop']['outside_the_image']) == (2.2, 127)
     example = told['golden']
-    crop = images.read_image(folder / example['crop'])
+    crop = images.read_image(made / example['crop'])
     assert crop.shape == (SIZE, SIZE, 3)
-    found = runtimes.load(str(folder / 'handpose.stablehlo'), 'stablehlo')(crop[None])
+    found = runtimes.load(str(made / 'handpose.stablehlo'), 'stablehlo')(crop[None])
     np.testing.assert_allclose(found.keypoints[0], example['keypoints_in_crop'], atol=0.002)
     np.testing.assert_allclose(found.confidence[0], example['confidence'], atol=1e-4)
     side = 2.2 * geometry.longest_side(np.array(example['box']))
@@ -539,41 +542,175 @@ def test_an_export_leaves_artefact_metadata_and_figures(workdir):
     np.testing.assert_allclose(scales, side / SIZE, rtol=1e-3)
 
 
-@needs_flatbuffers
-def test_a_miss_fails_the_export_with_a_table_and_leaves_nothing(workdir, monkeypatch):
-    (workdir / 'export').mkdir()
-    (workdir / 'export' / 'export.json').write_text('{}')
+def faulty_run(*artefacts):
+    """What a gate's process would find if these files answered zeros; the others answer truly."""
+    true = export.fresh_run.run
 
-    def faulty(backend, artefact, images, folder):
+    def run(backend, artefact, images, folder):
+        if artefact.name not in artefacts:
+            return true(backend, artefact, images, folder)
         maps = np.zeros((len(images), SIZE // 4, SIZE // 4, 22), np.float32)
         return maps, np.zeros((len(images), 21, 3), np.float32)
 
-    monkeypatch.setattr(export.fresh_run, 'run', faulty)
+    return run
+
+
+def put_in_process(monkeypatch):
+    """The gate's runs without their processes, which take most of the time of an export."""
+    monkeypatch.setattr(
+        export.fresh_run,
+        'run',
+        lambda backend, path, images, folder: runtimes.load(str(path), backend).run(images),
+    )
+
+
+def read_all(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob('*')
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def exported_before(workdir, monkeypatch):
+    """(workdir, summary) of an export of stablehlo and onnx, made in this process."""
+    put_in_process(monkeypatch)
+    return workdir, export.export(str(workdir), only=['stablehlo', 'onnx'], num_images=2)
+
+
+@needs_flatbuffers
+def test_where_nothing_passes_the_export_before_stays(workdir, monkeypatch):
+    (workdir / 'export').mkdir()
+    (workdir / 'export' / 'export.json').write_text('{}')
+    monkeypatch.setattr(export.fresh_run, 'run', faulty_run('handpose.stablehlo'))
     with pytest.raises(
-        ValueError, match=r'(?s)the gate refuses .*\| stablehlo .*MISSED.*shift_p99'
-    ):
+        export.Refused, match=r'(?s)the gate refuses .*\| stablehlo .*MISSED.*shift_p99'
+    ) as caught:
+        export.export(str(workdir), only=['stablehlo'], num_images=4)
+    assert f'not delivered; {workdir / "export"} is as it was' in str(caught.value)
+    assert read_all(workdir) == {'export/export.json': b'{}'}
+    shutil.rmtree(workdir / 'export')
+    with pytest.raises(ValueError, match='not delivered; nothing is written'):
         export.export(str(workdir), only=['stablehlo'], num_images=4)
     assert list(workdir.iterdir()) == []
 
 
 @needs_flatbuffers
-def test_an_artefact_that_does_not_run_fails_the_export(workdir, monkeypatch):
-    broken = dataclasses.replace(
-        export.ARTEFACTS['stablehlo'], write=lambda given, path: path.write_text('no')
-    )
-    monkeypatch.setitem(export.ARTEFACTS, 'stablehlo', broken)
-    with pytest.raises(ValueError, match=r'(?s)handpose.stablehlo: does not run in stablehlo'):
-        export.export(str(workdir), only=['stablehlo'], num_images=2)
-    assert list(workdir.iterdir()) == []
+@needs_onnx
+def test_what_passes_is_delivered_and_what_misses_is_told(exported_before, monkeypatch, capsys):
+    workdir, _ = exported_before
+    monkeypatch.setattr(export.fresh_run, 'run', faulty_run('handpose.onnx'))
+    put_before = read_all(workdir / 'export')
+    with pytest.raises(SystemExit) as caught:
+        command.main(
+            ['--workdir', str(workdir), '--num_images', '2', '--only', 'onnx', 'stablehlo']
+        )
+    said = str(caught.value)
+    assert said.startswith(f'error: workdir {workdir}: the gate refuses onnx, not delivered; ')
+    assert f'{workdir / "export"} has stablehlo\n' in said
+    assert re.search(r'\| onnx \| onnx \|.*MISSED', said)
+    assert re.search(r'\| stablehlo \| stablehlo \|.*kept', said)
+    assert 'onnx: shift_p99' in said
+    assert 'handpose.onnx of the export before is not kept: the gate refuses the new one' in said
+    now = read_all(workdir / 'export')
+    assert {name for name in put_before if 'onnx' not in name} == set(now)
+    told = json.loads(now['export.json'])
+    assert [row['artefact'] for row in told['gate']] == ['stablehlo']
+    assert [row['artefact'] for row in told['refused']] == ['onnx']
+    assert [p.name for p in workdir.iterdir()] == ['export']
+    sidecars.verify(workdir / 'export' / 'handpose.stablehlo')
 
 
 @needs_flatbuffers
-def test_a_folder_of_something_else_is_not_removed(workdir):
+@needs_onnx
+@pytest.mark.parametrize(
+    ('write', 'message'),
+    [
+        (lambda given, path: path.write_text('no'), 'handpose.onnx: does not run in onnx'),
+        (lambda given, path: [][0], r'onnx: cannot be written \(IndexError: list index out'),
+    ],
+)
+def test_an_artefact_that_cannot_be_made_or_run_takes_no_other_with_it(
+    workdir, monkeypatch, write, message
+):
+    broken = dataclasses.replace(export.ARTEFACTS['onnx'], backends=('onnx',), write=write)
+    monkeypatch.setitem(export.ARTEFACTS, 'onnx', broken)
+    with pytest.raises(export.Refused, match=f'(?s){message}'):
+        export.export(str(workdir), only=['onnx', 'stablehlo'], num_images=2)
+    assert {path.name for path in (workdir / 'export').iterdir()} == {
+        *('export.json', 'golden', 'handpose.stablehlo', 'handpose.stablehlo.json')
+    }
+
+
+@needs_flatbuffers
+@needs_onnx
+def test_only_keeps_the_others_of_the_same_checkpoint(exported_before):
+    workdir, before = exported_before
+    was = read_all(workdir / 'export')
+    summary = export.export(str(workdir), only=['stablehlo'], num_images=2)
+    now = read_all(workdir / 'export')
+    assert set(now) == set(was)
+    for name in ('handpose.onnx', 'handpose.onnx.json'):
+        assert now[name] == was[name]
+    rows = {row['artefact']: row for row in summary['gate']}
+    assert rows['onnx'] == next(row for row in before['gate'] if row['artefact'] == 'onnx')
+    assert (summary['delivered'], summary['kept'], summary['not_kept']) == (
+        *(['stablehlo'], ['onnx'], []),
+    )
+    assert export.describe(str(workdir), summary).endswith(
+        'export has stablehlo, and of the export before onnx'
+    )
+
+
+@needs_flatbuffers
+@needs_onnx
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({'step': 9}, 'it is of step 7, and this export of step 9'),
+        ({'checksum': 'another'}, 'its checkpoint_sha256 is another'),
+        ('damage', r'handpose\.onnx: does not agree with handpose\.onnx\.json beside it'),
+    ],
+)
+def test_only_drops_what_is_of_another_checkpoint_or_damaged_and_says_so(
+    exported_before, monkeypatch, change, reason
+):
+    workdir, _ = exported_before
+    if change == 'damage':
+        (workdir / 'export' / 'handpose.onnx').write_bytes(b'')
+    else:
+        other = dataclasses.replace(graph.load(str(workdir)), **change)
+        monkeypatch.setattr(graph, 'load', lambda workdir: other)
+    summary = export.export(str(workdir), only=['stablehlo'], num_images=2)
+    said = export.describe(str(workdir), summary)
+    assert re.search(f'handpose.onnx of the export before is not kept: .*{reason}', said)
+    assert not list((workdir / 'export').glob('*onnx*'))
+    assert {row['artefact'] for row in summary['gate']} == {'stablehlo'}
+
+
+@pytest.mark.parametrize('summary', [False, True])
+def test_a_file_of_somebody_else_is_not_removed(workdir, summary):
     (workdir / 'export').mkdir()
     (workdir / 'export' / 'mine.txt').write_text('keep')
+    if summary:
+        (workdir / 'export' / 'export.json').write_text('{}')
     with pytest.raises(ValueError, match='was not written by an export'):
         export.export(str(workdir), only=['stablehlo'])
     assert (workdir / 'export' / 'mine.txt').exists()
+    assert [p.name for p in workdir.iterdir()] == ['export']
+
+
+@needs_flatbuffers
+def test_two_exports_at_once_do_not_meet(workdir):
+    with folder.unfinished(workdir) as new:
+        (new / 'half').write_text('')
+        with pytest.raises(
+            ValueError, match=f'export_unfinished: process {os.getpid()} on .* is writing there'
+        ):
+            export.export(str(workdir), only=['stablehlo'], num_images=2)
+        assert (new / 'half').exists()
+    assert list(workdir.iterdir()) == []
 
 
 def test_an_unknown_artefact_and_a_missing_package_are_told(workdir, monkeypatch):
