@@ -52,19 +52,12 @@ def plot(runs: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
 
     figure, (loss, epe, pck) = pyplot.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
     for name, run in runs.items():
-        loss.plot(
-            [row['step'] for row in run['training']],
-            [row['loss'] for row in run['training']],
-            label=name,
-            linewidth=1.2,
-        )
-        epe.plot(
-            [row['step'] for row in run['evaluations']],
-            [row['epe_median_224'] for row in run['evaluations']],
-            label=name,
-            marker='o',
-            markersize=3,
-        )
+        for axis, rows, figure_name, style in (
+            (loss, run['training'], 'loss', {'linewidth': 1.2}),
+            (epe, run['evaluations'], 'epe_median_224', {'marker': 'o', 'markersize': 3}),
+        ):
+            steps = [row['step'] for row in rows]
+            axis.plot(steps, [row[figure_name] for row in rows], label=name, **style)
         curve = run['final']['pck']
         pck.plot(curve['thresholds'], curve['values'], label=name)
     loss.set(title='training loss', xlabel='step', yscale='log')
@@ -92,15 +85,14 @@ def main() -> None:
         results_file.head(f'accuracy/{flags.name}'),
         {'notes': flags.note, 'runs': runs},
     )
-    print('| run | steps | EPE median | EPE mean | AUC | PCK@0.2 |')
-    print('|---|---|---|---|---|---|')
+    rows = []
     notes = results_file.machine_notes([results_file.machine_of({}, run) for run in runs.values()])
     for (label, run), note in zip(runs.items(), notes, strict=True):
         final = run['final']
-        print(
-            f'| {label}{note} | {final["step"]} | {final["epe_median_224"]:.2f} | '
-            f'{final["epe_mean_224"]:.2f} | {final["auc"]:.3f} | {final["pck_at_0.2"]:.3f} |'
-        )
+        errors = [f'{final[name]:.2f}' for name in ('epe_median_224', 'epe_mean_224')]
+        shares = [f'{final[name]:.3f}' for name in ('auc', 'pck_at_0.2')]
+        rows.append([f'{label}{note}', str(final['step']), *errors, *shares])
+    print(results_file.table('run | steps | EPE median | EPE mean | AUC | PCK@0.2', rows))
 
 
 if __name__ == '__main__':

@@ -227,48 +227,37 @@ def _with_interval(difference: dict[str, Any], digits: int) -> str:
 def table(label: str, run: dict[str, Any]) -> str:
     """Both Markdown tables of one run."""
     low, middle, high = run['confidence_percentiles_5_50_95']
-    lines = [
+    title = (
         f'{label}: {run["hands"]} hands, {run["keypoints"]} keypoints, {run["model"]} at '
         f'{run["size"]} px, step {run["step"]}; confidence {low:.2f} / {middle:.2f} / {high:.2f} '
-        '(5%, median, 95%)',
-        '',
-        '| decoding | EPE mean | median | PCK@0.2 | mean, difference | median, difference | '
-        'PCK@0.2, difference |',
-        '|---|---|---|---|---|---|---|',
-    ]
-    for name, row in run['decoding'].items():
-        lines.append(_row(name, row))
-    lines += [
-        '',
-        '| fallback below | EPE mean | median | PCK@0.2 | mean, difference | median, difference | '
-        'PCK@0.2, difference | changed | better / worse | their median before -> after | mean |',
-        '|---|---|---|---|---|---|---|---|---|---|---|',
-    ]
+        '(5%, median, 95%)'
+    )
+    figures = 'EPE mean | median | PCK@0.2'
+    figures += ' | mean, difference | median, difference | PCK@0.2, difference'
+    ways = [_cells(name, row) for name, row in run['decoding'].items()]
+    rows = []
     for name in ('off', *map(str, THRESHOLDS)):
         row = run['fallback'][name]
-        text = _row(name, row)
+        changed = ['0', '', '', '']
         if row.get('changed'):
-            text += (
-                f' {row["changed"]} of {row["uncertain"]} | {row["better"]} / {row["worse"]} | '
-                f'{row["median_before"]:.1f} -> {row["median_after"]:.1f} | '
-                f'{row["mean_before"]:.1f} -> {row["mean_after"]:.1f} |'
-            )
-        else:
-            text += ' 0 | | | |'
-        lines.append(text)
-    return '\n'.join(lines)
+            changed = [
+                f'{row["changed"]} of {row["uncertain"]}',
+                f'{row["better"]} / {row["worse"]}',
+                f'{row["median_before"]:.1f} -> {row["median_after"]:.1f}',
+                f'{row["mean_before"]:.1f} -> {row["mean_after"]:.1f}',
+            ]
+        rows.append([*_cells(name, row), *changed])
+    head = f'fallback below | {figures} | changed | better / worse'
+    head += ' | their median before -> after | mean'
+    tables = results_file.table(f'decoding | {figures}', ways), results_file.table(head, rows)
+    return '\n\n'.join([title, *tables])
 
 
-def _row(name: str, row: dict[str, Any]) -> str:
-    digits = (2, 2, 4)
-    figures = ' | '.join(
-        f'{row[figure]:.{digit}f}' for figure, digit in zip(FIGURES, digits, strict=True)
-    )
-    differences = ' | '.join(
-        _with_interval(row[f'{figure}_difference'], digit)
-        for figure, digit in zip(FIGURES, digits, strict=True)
-    )
-    return f'| {name} | {figures} | {differences} |'
+def _cells(name: str, row: dict[str, Any]) -> list[str]:
+    digits = dict(zip(FIGURES, (2, 2, 4), strict=True))
+    values = [f'{row[figure]:.{digit}f}' for figure, digit in digits.items()]
+    changes = [_with_interval(row[f'{figure}_difference'], digits[figure]) for figure in FIGURES]
+    return [name, *values, *changes]
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ docs/data_doctor.md says.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -122,6 +123,8 @@ def prepare(folder: pathlib.Path, *, train: int, test: int, faults: bool) -> sur
 
 
 Columns = dict[str, np.ndarray]
+Generator = np.random.Generator
+Seed = Callable[[Columns, int, Generator], str | None]
 
 
 class Fault(NamedTuple):
@@ -133,148 +136,132 @@ class Fault(NamedTuple):
         findings: which of its findings tell of the fault.
     """
 
-    seed: Callable[[Columns, int, np.random.Generator], str]
+    seed: Seed
     check: str
     findings: tuple[str, ...]
 
 
-def exchange(columns: Columns, row: int, pairs: list[tuple[int, int]]) -> None:
-    """Exchanges keypoints, annotated and all."""
+FAULTS: dict[str, Fault] = {}
+ODD = ('order of a record', 'keypoint off the hand', 'shape')
+
+
+def _fault(name: str, check: str, *findings: str) -> Callable[[Seed], Seed]:
+    """Adds a function that seeds a fault to FAULTS."""
+
+    def add(seed: Seed) -> Seed:
+        FAULTS[name] = Fault(seed, check, findings)
+        return seed
+
+    return add
+
+
+def _exchange(columns: Columns, row: int, *pairs: tuple[int, int]) -> str:
+    """Exchanges keypoints, annotated and all; returns what is said of the first pair."""
     for one, other in pairs:
         for name in ('keypoints', 'annotated'):
             columns[name][row][[one, other]] = columns[name][row][[other, one]]
+    a, b = pairs[0]
+    return f'{hand.KEYPOINT_NAMES[a]} and {hand.KEYPOINT_NAMES[b]} were exchanged'
 
 
-def _next_in_finger(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """Two neighbouring keypoints of a finger exchanged."""
+@_fault('neighbours in a finger exchanged', 'anatomy', *ODD)
+def _next_in_finger(columns: Columns, row: int, rng: Generator) -> str:
     finger, joint = FINGERS[rng.integers(5)], rng.integers(3)
-    a, b = finger[joint], finger[joint + 1]
-    exchange(columns, row, [(a, b)])
-    return f'{hand.KEYPOINT_NAMES[a]} and {hand.KEYPOINT_NAMES[b]} were exchanged'
+    return _exchange(columns, row, (finger[joint], finger[joint + 1]))
 
 
-def _same_joint(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """The same joint of two neighbouring fingers exchanged."""
+@_fault('same joint of neighbouring fingers exchanged', 'anatomy', *ODD)
+def _same_joint(columns: Columns, row: int, rng: Generator) -> str:
     finger, joint = rng.integers(4), rng.integers(4)
-    a, b = FINGERS[finger][joint], FINGERS[finger + 1][joint]
-    exchange(columns, row, [(a, b)])
-    return f'{hand.KEYPOINT_NAMES[a]} and {hand.KEYPOINT_NAMES[b]} were exchanged'
+    return _exchange(columns, row, (FINGERS[finger][joint], FINGERS[finger + 1][joint]))
 
 
-def two_fingers(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """Two neighbouring fingers exchanged."""
+@_fault('neighbouring fingers exchanged', 'anatomy', *ODD)
+def _two_fingers(columns: Columns, row: int, rng: Generator) -> str:
     finger = rng.integers(4)
-    exchange(columns, row, list(zip(FINGERS[finger], FINGERS[finger + 1], strict=True)))
+    _exchange(columns, row, *zip(FINGERS[finger], FINGERS[finger + 1], strict=True))
     return f'{NAMES[finger]} and {NAMES[finger + 1]} were exchanged'
 
 
-def _finger_reversed(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """A finger from tip to base."""
+@_fault('a finger from tip to base', 'anatomy', *ODD)
+def _finger_reversed(columns: Columns, row: int, rng: Generator) -> str:
     number = rng.integers(5)
     a, b, c, d = FINGERS[number]
-    exchange(columns, row, [(a, d), (b, c)])
+    _exchange(columns, row, (a, d), (b, c))
     return f'the {NAMES[number]} ran'
 
 
-def flip_permutation(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """Thumb with little finger, index with ring finger exchanged."""
+@_fault('mirrored with a flip permutation', 'anatomy', *ODD)
+def _flip_permutation(columns: Columns, row: int, rng: Generator) -> str:
     for one, other in ((0, 4), (1, 3)):
-        exchange(columns, row, list(zip(FINGERS[one], FINGERS[other], strict=True)))
+        _exchange(columns, row, *zip(FINGERS[one], FINGERS[other], strict=True))
     return 'thumb and little finger, index and ring finger exchanged'
 
 
-def moved(share: float) -> Callable[..., str]:
-    """A keypoint moved by a share of the hand's longer side."""
-
-    def seed(columns: Columns, row: int, rng: np.random.Generator) -> str:
-        keypoint, angle = rng.integers(21), rng.uniform(0, 2 * np.pi)
-        step = share * np.ptp(columns['keypoints'][row], axis=0).max()
-        columns['keypoints'][row, keypoint] += step * np.array([np.cos(angle), np.sin(angle)])
-        return hand.KEYPOINT_NAMES[keypoint]
-
-    return seed
+def _moved(share: float, columns: Columns, row: int, rng: Generator) -> str:
+    keypoint, angle = rng.integers(21), rng.uniform(0, 2 * np.pi)
+    step = share * np.ptp(columns['keypoints'][row], axis=0).max()
+    columns['keypoints'][row, keypoint] += step * np.array([np.cos(angle), np.sin(angle)])
+    return hand.KEYPOINT_NAMES[keypoint]
 
 
-def scattered(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """Keypoints anywhere in the picture."""
+for _share in (0.1, 0.2, 0.4):
+    # The share is of the hand's longer side.
+    _fault(f'a keypoint moved by {_share:.0%} of the hand', 'anatomy', *ODD)(
+        functools.partial(_moved, _share)
+    )
+
+
+@_fault('keypoints anywhere', 'anatomy', *ODD)
+def _scattered(columns: Columns, row: int, rng: Generator) -> None:
     columns['keypoints'][row] = rng.uniform(0, SIZE - 1, (21, 2))
-    return ''
 
 
-def _at_zero(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """A keypoint at (0, 0), annotated."""
+@_fault('a keypoint at (0, 0)', 'places', 'placeholder')
+def _at_zero(columns: Columns, row: int, rng: Generator) -> None:
     columns['keypoints'][row, rng.integers(21)] = 0
-    return ''
 
 
-def _on_another(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """A keypoint at the place of another."""
+@_fault('a keypoint on another', 'places', 'same place')
+def _on_another(columns: Columns, row: int, rng: Generator) -> None:
     a, b = rng.choice(21, 2, replace=False)
     columns['keypoints'][row, a] = columns['keypoints'][row, b]
-    return ''
 
 
-def shifted(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """The whole hand and its box shifted by the picture's width."""
+@_fault('hand beside the picture', 'places', 'outside', 'far outside')
+def _shifted(columns: Columns, row: int, rng: Generator) -> None:
     columns['keypoints'][row, :, 0] += SIZE
     columns['box'][row, [0, 2]] += SIZE
-    return ''
 
 
-def _other_box(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """The box beside the hand."""
-    width = columns['box'][row, 2] - columns['box'][row, 0]
-    columns['box'][row, [0, 2]] += width
-    return ''
+@_fault('box beside the hand', 'places', 'box')
+def _other_box(columns: Columns, row: int, rng: Generator) -> None:
+    columns['box'][row, [0, 2]] += columns['box'][row, 2] - columns['box'][row, 0]
 
 
-def _unannotated(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """Visible, but not annotated."""
+@_fault('visible, not annotated', 'visibility', 'visibility')
+def _unannotated(columns: Columns, row: int, rng: Generator) -> None:
     columns['annotated'][row, rng.integers(21)] = False
-    return ''
 
 
-def _other_hand(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """The flag of the other hand; only 3D keypoints can tell."""
+@_fault('flag of the other hand, 3D', 'three dimensions', 'handedness')
+def _other_hand(columns: Columns, row: int, rng: Generator) -> None:
     columns['is_left'][row] = ~columns['is_left'][row]
-    return ''
 
 
-def _bone_3d(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """A 3D keypoint moved by 3 cm."""
+@_fault(
+    'a 3D keypoint moved by 3 cm', 'three dimensions', 'bones in 3D', 'projection', 'handedness'
+)
+def _bone_3d(columns: Columns, row: int, rng: Generator) -> None:
     step = rng.normal(size=3)
     columns['keypoints_3d'][row, rng.integers(21)] += 0.03 * step / np.linalg.norm(step)
-    return ''
 
 
-def _other_camera(columns: Columns, row: int, rng: np.random.Generator) -> str:
-    """A camera with a focal length wrong by 10%."""
+@_fault('focal length wrong by 10%', 'three dimensions', 'projection')
+def _other_camera(columns: Columns, row: int, rng: Generator) -> None:
     columns['camera'][row, [0, 1], [0, 1]] *= 1.1
-    return ''
 
 
-ODD = ('order of a record', 'keypoint off the hand', 'shape')
-FAULTS: dict[str, Fault] = {
-    'neighbours in a finger exchanged': Fault(_next_in_finger, 'anatomy', ODD),
-    'same joint of neighbouring fingers exchanged': Fault(_same_joint, 'anatomy', ODD),
-    'neighbouring fingers exchanged': Fault(two_fingers, 'anatomy', ODD),
-    'a finger from tip to base': Fault(_finger_reversed, 'anatomy', ODD),
-    'mirrored with a flip permutation': Fault(flip_permutation, 'anatomy', ODD),
-    'a keypoint moved by 10% of the hand': Fault(moved(0.1), 'anatomy', ODD),
-    'a keypoint moved by 20% of the hand': Fault(moved(0.2), 'anatomy', ODD),
-    'a keypoint moved by 40% of the hand': Fault(moved(0.4), 'anatomy', ODD),
-    'keypoints anywhere': Fault(scattered, 'anatomy', ODD),
-    'a keypoint at (0, 0)': Fault(_at_zero, 'places', ('placeholder',)),
-    'a keypoint on another': Fault(_on_another, 'places', ('same place',)),
-    'hand beside the picture': Fault(shifted, 'places', ('outside', 'far outside')),
-    'box beside the hand': Fault(_other_box, 'places', ('box',)),
-    'visible, not annotated': Fault(_unannotated, 'visibility', ('visibility',)),
-    'flag of the other hand, 3D': Fault(_other_hand, 'three dimensions', ('handedness',)),
-    'a 3D keypoint moved by 3 cm': Fault(
-        _bone_3d, 'three dimensions', ('bones in 3D', 'projection', 'handedness')
-    ),
-    'focal length wrong by 10%': Fault(_other_camera, 'three dimensions', ('projection',)),
-}
 LISTS = ('split', 'name', 'size', 'contrast', 'digest', 'damage')
 COLUMNS = ('keypoints', 'annotated', 'visible', 'is_left', 'box', 'keypoints_3d', 'camera')
 
@@ -311,36 +298,23 @@ def _whole_sets(clean: survey.Survey) -> dict[str, Any]:
     """Whether faults of a whole set are found, and named."""
     results = {}
     clean = _subset(clean, 300)
+    flat = dataclasses.replace(clean, keypoints_3d=None, camera=None)
     for text, order in anatomy.known_orders().items():
         # The set as it would be if its source were read without the permutation.
         source = np.argsort(order)
-        given = dataclasses.replace(
-            clean,
-            keypoints=clean.keypoints[:, source],
-            keypoints_3d=None,
-            camera=None,
-        )
+        given = dataclasses.replace(flat, keypoints=clean.keypoints[:, source])
         found = [one for one in examine.examine(given) if one.check == 'order']
         results[f'order: {text}'] = bool(found) and all(text in one.seen for one in found)
-    deep = np.asarray(clean.keypoints_3d)
-    flat = dataclasses.replace(clean, keypoints_3d=None, camera=None)
-    cases = {
-        'flags of all exchanged, 3D': (
-            dataclasses.replace(clean, is_left=~clean.is_left),
-            'handedness',
-        ),
-        '3D mirrored (left-handed frame)': (
-            dataclasses.replace(clean, keypoints_3d=deep * np.array([-1.0, 1, 1])),
-            'handedness',
-        ),
-        '3D in millimetres': (dataclasses.replace(clean, keypoints_3d=1000 * deep), 'unit'),
-        'flags of all exchanged, 2D only': (
-            dataclasses.replace(flat, is_left=~flat.is_left),
-            'left and right',
-        ),
-    }
-    for name, (records, check) in cases.items():
-        found = [one for one in examine.examine(records) if one.check == check]
+    deep, other = np.asarray(clean.keypoints_3d), ~clean.is_left
+    mirror = np.array([-1.0, 1, 1])
+    for name, records, changed, check in (
+        ('flags of all exchanged, 3D', clean, {'is_left': other}, 'handedness'),
+        ('3D mirrored (left-handed frame)', clean, {'keypoints_3d': mirror * deep}, 'handedness'),
+        ('3D in millimetres', clean, {'keypoints_3d': 1000 * deep}, 'unit'),
+        ('flags of all exchanged, 2D only', flat, {'is_left': other}, 'left and right'),
+    ):
+        given = dataclasses.replace(records, **changed)
+        found = [one for one in examine.examine(given) if one.check == check]
         results[name] = any(one.severity != 'note' for one in found)
     return results
 
@@ -378,15 +352,10 @@ def photographs(assets: pathlib.Path, scratch: pathlib.Path) -> dict[str, Any]:
     real = survey.take({s: sources.FolderSource(root, split=s) for s in splits})
     samples = scratch / 'samples'
     os.symlink(assets / 'hands' / 'samples', samples)
-    (samples_json := scratch / 'annotations.json').write_text(
-        json.dumps(
-            [
-                {**record, 'file': f'samples/{record["file"]}'}
-                for record in sample_records(assets / 'hands' / 'samples')
-            ]
-        )
-    )
-    panel = survey.take({'all': sources.FolderSource(samples_json.parent)})
+    records = sample_records(samples)
+    records = [{**record, 'file': f'samples/{record["file"]}'} for record in records]
+    (scratch / 'annotations.json').write_text(json.dumps(records))
+    panel = survey.take({'all': sources.FolderSource(scratch)})
     return {
         'real_hands': {'records': len(real), 'alarms': alarms(real)},
         'samples': {'records': len(panel), 'alarms': alarms(panel)},
@@ -489,19 +458,16 @@ def main() -> None:
         rng = np.random.default_rng(3)
         side = np.ptp(clean.keypoints, axis=1).max(axis=1)
         noise = 0.01 * side[:, None, None] * rng.normal(size=clean.keypoints.shape)
-        noisy = dataclasses.replace(
-            clean, keypoints=clean.keypoints + noise, keypoints_3d=None, camera=None
-        )
-        result['noise of 1% of the hand'] = {
-            'records': len(clean),
-            'alarms': alarms(noisy, only='anatomy'),
-        }
         some = rng.random(clean.annotated.shape) < 0.7
-        partly = dataclasses.replace(clean, annotated=some, visible=some)
-        result['30% not annotated'] = {
-            'records': len(clean),
-            'alarms': alarms(partly, only='anatomy'),
-        }
+        for name, changed in (
+            (
+                'noise of 1% of the hand',
+                {'keypoints': clean.keypoints + noise, 'keypoints_3d': None, 'camera': None},
+            ),
+            ('30% not annotated', {'annotated': some, 'visible': some}),
+        ):
+            found = alarms(dataclasses.replace(clean, **changed), only='anatomy')
+            result[name] = {'records': len(clean), 'alarms': found}
         plain = dataclasses.replace(clean, bits=None, thumbnails=None)
         result['posed hands'] = _clean_hands(False)
         result['posed hands, 30% not annotated'] = _clean_hands(True)

@@ -83,11 +83,8 @@ def measure(npz: pathlib.Path, photos: dict[int, pathlib.Path]) -> dict[str, Any
         logits = np.asarray(run(variables, head, batch))
         for number, scores in zip(chunk, logits, strict=True):
             ranks.append(int(np.sum(scores > scores[number + 1])))
-    return {
-        'photos': len(ranks),
-        'top_1': round(100 * float(np.mean(np.array(ranks) < 1)), 2),
-        'top_5': round(100 * float(np.mean(np.array(ranks) < 5)), 2),
-    }
+    share = {n: round(100 * float(np.mean(np.array(ranks) < n)), 2) for n in (1, 5)}
+    return {'photos': len(ranks), 'top_1': share[1], 'top_5': share[5]}
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -72,29 +73,19 @@ def read_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError('--device gpu: only with --backend jax, and without --model')
     if flags.pin and not hasattr(os, 'sched_setaffinity'):
         raise ValueError('--pin: this system cannot keep a process to some cores')
-    if flags.pin and max(flags.threads) > len(os.sched_getaffinity(0)):
+    if flags.pin and max(flags.threads) > (cores := len(os.sched_getaffinity(0))):
         raise ValueError(
-            f'--pin: expected at most {len(os.sched_getaffinity(0))} threads, as many as there are '
-            f'cores, got {max(flags.threads)}'
+            f'--pin: expected at most {cores} threads, one a core, got {max(flags.threads)}'
         )
     if 'android' in flags.backend and flags.benchmark_model is None:
-        raise ValueError(
-            '--backend android: needs --benchmark_model FILE, see docs/latency.md for where to get '
-            'it'
-        )
+        raise ValueError('--backend android: needs --benchmark_model FILE, see docs/latency.md')
     if flags.output is None:
-        flags.output = _default_output(flags)
+        # Runs of everything, of a part, and of other devices do not overwrite each other.
+        parts = flags.backend or [path.stem for path in flags.model]
+        parts = [] if set(flags.backend) >= set(BACKENDS) else parts
+        name = '_'.join(['latency', *parts, *(['gpu'] * (flags.device == 'gpu'))])
+        flags.output = results_file.RESULTS / f'{name}.json'
     return flags
-
-
-def _default_output(flags: argparse.Namespace) -> pathlib.Path:
-    """Runs of everything, of a part, and of other devices do not overwrite each other."""
-    if set(flags.backend) >= set(BACKENDS):
-        parts = ['latency']
-    else:
-        parts = ['latency', *(flags.backend or [path.stem for path in flags.model])]
-    name = '_'.join([*parts, *(['gpu'] * (flags.device == 'gpu'))])
-    return results_file.RESULTS / f'{name}.json'
 
 
 def choose(flags: argparse.Namespace) -> tuple[list[tuple[str, str]], list[str]]:
@@ -225,20 +216,15 @@ def _measure_group(
             worker.close()
     side = MATMUL_SIDE[flags.device]
     gflops = [turns.matmul_gflops(turn, side) for turn in taken['matmul']]
+    named = {str(number): contender for number, contender in enumerate(contenders)}
     reference = None
-    for number, contender in enumerate(contenders):
-        if contender['own'] and (contender['backend'], contender['precision']) == (turns.REFERENCE):
-            reference = taken[str(number)]
+    for name, contender in named.items():
+        if contender['own'] and (contender['backend'], contender['precision']) == turns.REFERENCE:
+            reference = taken[name]
+    others: dict[str, Any] = {'batch': batch, 'gflops': gflops, 'reference': reference}
     rows = [
-        turns.summarise(
-            contender,
-            workers[str(number)].facts,
-            taken[str(number)],
-            batch=batch,
-            gflops=gflops,
-            reference=reference,
-        )
-        for number, contender in enumerate(contenders)
+        turns.summarise(contender, workers[name].facts, taken[name], **others)
+        for name, contender in named.items()
     ]
     return {
         'size': contenders[0]['size'],
@@ -255,18 +241,16 @@ def _measure_group(
 def measure(flags: argparse.Namespace, contenders: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All groups."""
     groups = []
-    for size in sorted({contender['size'] or 0 for contender in contenders}):
-        for threads in flags.threads:
-            for batch in flags.batch:
-                chosen = [
-                    contender
-                    for contender in contenders
-                    if (contender['size'] or 0) == size and (contender['any_batch'] or batch == 1)
-                ]
-                if not chosen:
-                    continue
-                print(f'{size or "any"} px, {threads} threads, batch {batch}', file=sys.stderr)
-                groups.append(_measure_group(chosen, flags, threads, batch))
+    sizes = sorted({contender['size'] or 0 for contender in contenders})
+    for size, threads, batch in itertools.product(sizes, flags.threads, flags.batch):
+        chosen = [
+            contender
+            for contender in contenders
+            if (contender['size'] or 0) == size and (contender['any_batch'] or batch == 1)
+        ]
+        if chosen:
+            print(f'{size or "any"} px, {threads} threads, batch {batch}', file=sys.stderr)
+            groups.append(_measure_group(chosen, flags, threads, batch))
     return groups
 
 

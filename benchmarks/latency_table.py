@@ -29,8 +29,7 @@ def _cpu_table(results: dict[str, Any]) -> str:
     )
     labels = list(dict.fromkeys(_label(row) for group in groups for row in group['rows']))
     head = ['median ms for one image', *(report.heading(group) for group in groups)]
-    head += ['load s', 'peak MB', 'file MB']
-    lines = [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
+    rows = []
     for label in labels:
         found = [
             next((row for row in group['rows'] if _label(row) == label), None) for group in groups
@@ -43,32 +42,34 @@ def _cpu_table(results: dict[str, Any]) -> str:
             f'{last["peak_memory_mb"]:.0f}',
             f'{last["bytes"] / 1e6:.1f}',
         ]
-        lines.append(f'| {" | ".join(cells)} |')
+        rows.append(cells)
     rates = ', '.join(
         f'{group["matmul_gflops"]:.0f} GFLOP/s ({report.heading(group)})' for group in groups
     )
-    lines += [
-        '',
+    made = results_file.table(' | '.join([*head, 'load s', 'peak MB', 'file MB']), rows)
+    return (
+        f'{made}\n\n'
         f'Decoding included; weights {results["weights"]}; load, with the first call, and '
         'memory in the last column of milliseconds. '
-        f'{results_file.machine_of(results)}; a large float32 matrix product in '
-        f'the same rounds: {rates}.',
-    ]
-    return '\n'.join(lines)
+        f'{results_file.machine_of(results)}; a large float32 matrix product in the same rounds: '
+        f'{rates}.'
+    )
 
 
 def _gpu_table(results: dict[str, Any]) -> str:
     """Images per second by batch."""
-    lines = ['| batch | ms | images/s | images/s, images already on the GPU |', '|---|---|---|---|']
-    for group in results['groups']:
-        for row in group['rows']:
-            there = row['resident']
-            lines.append(
-                f'| {group["batch"]} | {report.milliseconds(row["p50_ms"])} | '
-                f'{row["frames_per_s"]:,.0f} | {there["frames_per_s"]:,.0f} |'
-            )
+    rows = [
+        [
+            str(group['batch']),
+            report.milliseconds(row['p50_ms']),
+            *(f'{there["frames_per_s"]:,.0f}' for there in (row, row['resident'])),
+        ]
+        for group in results['groups']
+        for row in group['rows']
+    ]
+    made = results_file.table('batch | ms | images/s | images/s, images already on the GPU', rows)
     sizes = ', '.join(f'{size} px' for size in sorted({g['size'] for g in results['groups']}))
-    return '\n'.join([*lines, '', f'JAX on one {results["machine"]["device"]}, {sizes}.'])
+    return f'{made}\n\nJAX on one {results["machine"]["device"]}, {sizes}.'
 
 
 def table() -> str:

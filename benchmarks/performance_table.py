@@ -42,13 +42,15 @@ def table() -> str:
         f'{first_step["cold_cache_s"]:.0f} s with an empty compilation cache',
         'first_step',
     )
-    lines = ['| what | measured | beside | file in benchmarks/results |', '|---|---|---|---|']
-    for (what, value, beside, file), note in zip(
-        rows, results_file.machine_notes(machines), strict=True
-    ):
-        lines.append(f'| {what}{note} | {value} | {beside} | {file}.json |')
+    cells = [
+        [what + note, value, beside, f'{file}.json']
+        for (what, value, beside, file), note in zip(
+            rows, results_file.machine_notes(machines), strict=True
+        )
+    ]
+    made = results_file.table('what | measured | beside | file in benchmarks/results', cells)
     where = ', '.join(sorted(set(machines)))
-    return '\n'.join(lines) + f'\n\nMeasured on {where}. No GPU, TPU or phone yet.\n'
+    return f'{made}\n\nMeasured on {where}. No GPU, TPU or phone yet.\n'
 
 
 if __name__ == '__main__':

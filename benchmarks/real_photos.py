@@ -10,6 +10,7 @@ labels of the data sets' authors), and adds the rows to benchmarks/results/real_
 import json
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 from typing import Any
@@ -82,26 +83,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         samples = pathlib.Path(temporary)
         for name in ('freihand', 'panoptic'):
-            (samples / name).symlink_to(assets.resolve() / 'hands' / 'samples' / name)
+            shutil.copytree(assets / 'hands' / 'samples' / name, samples / name)
         records = sample_records(assets / 'hands' / 'samples')
         (samples / 'annotations.json').write_text(json.dumps(records))
         folders = {'real_hands_val': (assets / 'real_hands', 'val'), 'samples': (samples, '')}
         results = results_file.measure_runs(
             'real_photos', flags, lambda workdir: measure(workdir, folders), assets=True
         )
-    print(
-        '| run | steps | real_hands val: median / mean EPE | PCK@0.2 | samples: median / mean EPE |'
-    )
-    print('|---|---|---|---|---|')
+    rows = []
     machines = [results_file.machine_of(results, run) for run in results['runs'].values()]
     notes = results_file.machine_notes(machines)
     for (label, run), note in zip(results['runs'].items(), notes, strict=True):
-        val, few = run['real_hands_val'], run['samples']
-        print(
-            f'| {label}{note} | {run["steps"]} | {val["epe_median_224"]:.1f} / '
-            f'{val["epe_mean_224"]:.1f} | {val["pck_at_0.2"]:.3f} | '
-            f'{few["epe_median_224"]:.1f} / {few["epe_mean_224"]:.1f} |'
+        val, few = (
+            f'{run[name]["epe_median_224"]:.1f} / {run[name]["epe_mean_224"]:.1f}'
+            for name in ('real_hands_val', 'samples')
         )
+        pck = f'{run["real_hands_val"]["pck_at_0.2"]:.3f}'
+        rows.append([f'{label}{note}', str(run['steps']), val, pck, few])
+    head = 'run | steps | real_hands val: median / mean EPE | PCK@0.2 | samples: median / mean EPE'
+    print(results_file.table(head, rows))
 
 
 if __name__ == '__main__':

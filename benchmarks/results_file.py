@@ -15,7 +15,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
@@ -201,6 +201,17 @@ def measure_runs(
     old = json.loads(flags.output.read_text()) if flags.output.exists() else {'runs': {}}
     runs = kept(old, old['runs']) | measured
     return write(flags.output, head(benchmark, assets=assets), {'runs': runs})
+
+
+def table(head: str, rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    Args:
+        head: its columns, with bars between them.
+        rows: the cells of each.
+    """
+    lines = [f'| {head} |', '|' + '---|' * (head.count('|') + 1)]
+    return '\n'.join([*lines, *(f'| {" | ".join(cells)} |' for cells in rows)])
 
 
 def machine_of(results: Mapping[str, Any], row: Mapping[str, Any] | None = None) -> str:

@@ -147,25 +147,26 @@ def measure(workdir: str, limit: int, seed: int) -> dict[str, Any]:
 def markdown(label: str, run: dict[str, Any]) -> str:
     """One run's table for people."""
     clean = run['clean']
-    lines = [
+    title = (
         f'{label}: {run["hands"]} hands, {run["model"]} at {run["size"]} px, step {run["step"]}. '
         f'Clean: PCK@0.2 {clean["pck_at_0.2"]:.3f}, EPE mean {clean["epe_mean_224"]:.2f}. '
         f'Corrupted: PCK@0.2 {run["mean_pck_at_0.2"]:.3f} on average, '
-        f'{run["relative_pck_at_0.2"]:.1%} of clean.',
-        '',
-        '| PCK@0.2 at severity | 1 | 2 | 3 | 4 | 5 | mean | of clean | EPE mean, 1 .. 5 | '
-        'EPE / clean |',
-        '|---|---|---|---|---|---|---|---|---|---|',
-    ]
+        f'{run["relative_pck_at_0.2"]:.1%} of clean.'
+    )
+    head = (
+        'PCK@0.2 at severity | 1 | 2 | 3 | 4 | 5 | mean | of clean | EPE mean, 1 .. 5 | EPE / clean'
+    )
+    rows = []
     for name, row in run['corruptions'].items():
         levels = list(row['severities'].values())
-        cells = ' | '.join(f'{level["pck_at_0.2"]:.3f}' for level in levels)
-        lines.append(
-            f'| {name} | {cells} | {row["mean_pck_at_0.2"]:.3f} | '
-            f'{row["relative_pck_at_0.2"]:.1%} | {levels[0]["epe_mean_224"]:.1f} .. '
-            f'{levels[-1]["epe_mean_224"]:.1f} | {row["relative_epe_224"]:.2f} |'
-        )
-    return '\n'.join(lines)
+        first, last = (f'{levels[end]["epe_mean_224"]:.1f}' for end in (0, -1))
+        pck = [
+            f'{values:.3f}'
+            for values in (*(level['pck_at_0.2'] for level in levels), row['mean_pck_at_0.2'])
+        ]
+        share, epe = f'{row["relative_pck_at_0.2"]:.1%}', f'{row["relative_epe_224"]:.2f}'
+        rows.append([name, *pck, share, f'{first} .. {last}', epe])
+    return f'{title}\n\n{results_file.table(head, rows)}'
 
 
 def main() -> None:

@@ -82,18 +82,21 @@ _WARM_UP_PICTURES = 60
 _pools: list[concurrent.futures.ProcessPoolExecutor] = []
 
 
+def _start_workers(number: int, **keywords: Any) -> list[concurrent.futures.ProcessPoolExecutor]:
+    """Pools of one process each, which stay until the end."""
+    context = multiprocessing.get_context('spawn')
+    pools = [
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=context, **keywords)
+        for _ in range(number)
+    ]
+    _pools.extend(pools)
+    return pools
+
+
 def _render_round(pictures: int) -> Callable[[], float]:
     """A function that renders pictures at 224 px with a worker on each core; images per second."""
     workers = len(os.sched_getaffinity(0))
-    context = multiprocessing.get_context('spawn')
-    pools = [
-        concurrent.futures.ProcessPoolExecutor(
-            1, mp_context=context, initializer=keep_to_one_thread
-        )
-        for _ in range(workers)
-    ]
-
-    _pools.extend(pools)
+    pools = _start_workers(workers, initializer=keep_to_one_thread)
 
     def measure_with(first: int, count: int) -> float:
         begin = time.perf_counter()
@@ -110,8 +113,8 @@ def _render_round(pictures: int) -> Callable[[], float]:
     return lambda: measure_with(next(starts), pictures)
 
 
-def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
-    """A function that takes some training steps and returns images per second."""
+def training(size: int, batch_size: int) -> tuple[Any, Any, list[Any], Any]:
+    """The jitted training step, a state for it, two batches of drawn hands, and the devices."""
     settings = config()
     model = models.build(**settings.model.to_dict())
     tx, _ = optimizers.build(num_steps=settings.num_steps, **settings.optimizer.to_dict())
@@ -129,7 +132,12 @@ def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
     dataset = pipeline.train_dataset(
         source, size=size, batch_size=batch_size, seed=0, augmentation=GEOMETRY, num_threads=0
     )
-    batches = list(itertools.islice(iter(dataset), 2))
+    return step, state, list(itertools.islice(iter(dataset), 2)), mesh
+
+
+def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
+    """A function that takes some training steps and returns images per second."""
+    step, state, batches, mesh = training(size, batch_size)
     for _ in range(2):
         state, metrics = step(state, distributed.to_devices(batches[0], mesh))
 
@@ -145,24 +153,23 @@ def train_round(size: int, batch_size: int, steps: int) -> Callable[[], float]:
     return measure
 
 
-_own_rounds: dict[int, Callable[[], float]] = {}
+_made = functools.cache(lambda make, *arguments: make(*arguments))
+"""In a worker process: the round that it measures again and again."""
 
 
-def measure_in_worker(size: int, batch_size: int, steps: int) -> float:
-    """A training round in a worker process, with the C library's allocator as it is."""
-    if size not in _own_rounds:
-        _own_rounds[size] = train_round(size, batch_size, steps)
-    return _own_rounds[size]()
+def _measure_made(make: Callable[..., Callable[[], float]], *arguments: Any) -> float:
+    return _made(make, *arguments)()
 
 
-def _worker_round(function: Callable[..., float], *arguments: Any) -> Callable[[], float]:
-    """A function that measures a round in a process of its own, which stays."""
-    context = multiprocessing.get_context('spawn')
-    pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context)
-    _pools.append(pool)
+def _worker_round(make: Callable[..., Callable[[], float]], *arguments: Any) -> Callable[[], float]:
+    """A function that measures a round in a process of its own, which stays.
+
+    The process has the C library's allocator as it is.
+    """
+    (pool,) = _start_workers(1)
 
     def measure() -> float:
-        return pool.submit(function, *arguments).result()
+        return pool.submit(_measure_made, make, *arguments).result()
 
     measure()
     return measure
@@ -193,13 +200,9 @@ def main() -> None:
         if importlib.util.find_spec('torch'):
             for suffix, channels_last in (('torch', True), ('torch_nchw', False)):
                 makers[f'train_{size}_{suffix}'] = functools.partial(
-                    _worker_round,
-                    torch_peer.measure_in_worker,
-                    *(size, batch_size, steps, channels_last),
+                    _worker_round, torch_peer.train_round, size, batch_size, steps, channels_last
                 )
-    makers['train_112_default_malloc'] = functools.partial(
-        _worker_round, measure_in_worker, *(112, 32, 3)
-    )
+    makers['train_112_default_malloc'] = functools.partial(_worker_round, train_round, 112, 32, 3)
     if not importlib.util.find_spec('torch'):
         print('PyTorch is not installed: its training step is not measured')
     scratch = tempfile.TemporaryDirectory()

@@ -96,7 +96,7 @@ def build(bn_momentum: float = 0.03) -> Any:
 
 
 def train_round(
-    size: int, batch_size: int, steps: int, *, channels_last: bool, ema: float = 0.998
+    size: int, batch_size: int, steps: int, channels_last: bool, ema: float = 0.998
 ) -> Callable[[], float]:
     """A function that takes some training steps and returns images per second.
 
@@ -156,14 +156,3 @@ def train_round(
         return batch_size * steps / (time.perf_counter() - begin)
 
     return measure
-
-
-_measures: dict[tuple[int, bool], Callable[[], float]] = {}
-
-
-def measure_in_worker(size: int, batch_size: int, steps: int, channels_last: bool) -> float:
-    """One round in a worker process of its own, which keeps the network between rounds."""
-    key = size, channels_last
-    if key not in _measures:
-        _measures[key] = train_round(size, batch_size, steps, channels_last=channels_last)
-    return _measures[key]()

@@ -11,7 +11,6 @@ benchmarks/results/training_profile.json.
 import collections
 import glob
 import gzip
-import itertools
 import json
 import re
 import tempfile
@@ -22,12 +21,9 @@ import jax.numpy as jnp
 import results_file
 import throughput
 
-from handpose_jax import models, train
-from handpose_jax.data import pipeline, sources
+from handpose_jax import models
 from handpose_jax.models import complexity
-from handpose_jax.process import allocator, compiler_options, distributed
-from handpose_jax.training import optimizers
-from handpose_jax.training.state import init_state
+from handpose_jax.process import allocator, distributed
 
 _INSTRUCTION = re.compile(r'\s*(?:ROOT )?%?([\w.\-]+) = \S+ ([\w\-]+)\(')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -111,34 +107,9 @@ def main() -> None:
     allocator.keep_freed_memory()
     settings = throughput.config()
     batch_size = settings.batch_size
-    model = models.build(**settings.model.to_dict())
-    tx, _ = optimizers.build(num_steps=settings.num_steps, **settings.optimizer.to_dict())
-    mesh = distributed.data_mesh()
-    state = init_state(model, tx, size=flags.size, seed=0, use_ema=True)
-    state = distributed.replicate(state, mesh)
-    dataset = pipeline.train_dataset(
-        sources.load_source('sketch', count=64),
-        size=flags.size,
-        batch_size=batch_size,
-        seed=0,
-        augmentation=throughput.GEOMETRY,
-        num_threads=0,
-    )
-    (batch,) = itertools.islice(iter(dataset), 1)
-    spread = distributed.to_devices(batch, mesh)
-    function = train.make_train_step(
-        model, tx, train.LOSSES[settings.loss], sigma=settings.sigma, ema=settings.ema
-    )
-    step = (
-        jax.jit(
-            function,
-            donate_argnums=0,
-            out_shardings=distributed.replicated(mesh),
-            compiler_options=compiler_options.for_training(),
-        )
-        .lower(state, spread)
-        .compile()
-    )
+    jitted, state, batches, mesh = throughput.training(flags.size, batch_size)
+    spread = distributed.to_devices(batches[0], mesh)
+    step = jitted.lower(state, spread).compile()
 
     def run(steps: int) -> float:
         nonlocal state

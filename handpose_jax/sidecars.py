@@ -31,7 +31,7 @@ def write(exported: Path, about: dict[str, Any]) -> None:
     size, digest = digest_of_files(exported)
     about = {**about, 'file': exported.name, 'bytes': size, 'sha256': digest, 'format': _FORMAT}
     content = json.dumps({**about, 'checksum': digest_of_json(about)}, indent=2)
-    path_of(exported).write_text(f'{content}\n')
+    path_of(exported).write_text(f'{content}\n', encoding='utf-8')
 
 
 def read(exported: Path) -> dict[str, Any]:

@@ -227,10 +227,7 @@ def ways(threads: Sequence[int]) -> dict[str, str]:
 
 
 def measure(
-    phone: Phone,
-    binary: pathlib.Path,
-    contenders: Sequence[dict[str, Any]],
-    threads: Sequence[int],
+    phone: Phone, binary: pathlib.Path, contenders: Sequence[dict[str, Any]], threads: Sequence[int]
 ) -> dict[str, Any]:
     """Runs every network in every way on the phone.
 

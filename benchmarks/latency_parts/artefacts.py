@@ -95,15 +95,6 @@ def _save_for_jax(config: Any, variables: Any, folder: pathlib.Path) -> None:
     )
 
 
-def _network_macs(config: Any) -> int:
-    """Multiply-adds for one image of the config's size."""
-    from handpose_jax import models
-    from handpose_jax.models import complexity
-
-    model = models.build(**{**config.model.to_dict(), 'implementation': 'lax'})
-    return complexity.count_macs(model, config.size)
-
-
 def _calibration_crops(size: int) -> Any:
     """Crops of drawn hands, u8[n size size 3]."""
     from handpose_jax.data import pipeline, sources
@@ -142,6 +133,7 @@ def prepare(
 
     from handpose_jax import models
     from handpose_jax.export import graph, onnx, stablehlo, tflite
+    from handpose_jax.models import complexity
 
     folder.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {'weights': 'random'}
@@ -168,7 +160,8 @@ def prepare(
         name: graph.make_graph(config, variables, implementation=name) for name in ('lax', 'auto')
     }
     for_jax = graph.make_graph(config, variables, implementation='auto', portable=False)
-    macs = _network_macs(config)
+    plain = models.build(**{**config.model.to_dict(), 'implementation': 'lax'})
+    macs = complexity.count_macs(plain, config.size)
 
     def path_of(backend: str, precision: str) -> pathlib.Path:
         if backend == 'jax':

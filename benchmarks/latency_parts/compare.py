@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import results_file
 
 SMALLEST = 0.02
 """Least change that counts, however quiet both runs were."""
@@ -86,18 +87,14 @@ def _costs(row: dict[str, Any]) -> list[float]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The comparison in Markdown."""
-    lines = [
-        '| network | size | threads | batch | time, new / old | against the matrix product | |'
-    ]
-    lines.append('|---|---|---|---|---|---|---|')
+    made = []
     for row in rows:
         cells = [
             f'{row[f"{name}_ratio"]:.2f} (noise {100 * row[f"{name}_noise"]:.0f}%)'
             for name in ('time', 'cost')
         ]
         verdict = 'SLOWER' if row['slower'] else 'within the noise or faster'
-        lines.append(
-            f'| {row["name"]} | {row["size"]} | {row["threads"]} | {row["batch"]} | {cells[0]} | '
-            f'{cells[1]} | {verdict} |'
-        )
-    return '\n'.join(lines)
+        what = [str(row[name]) for name in ('name', 'size', 'threads', 'batch')]
+        made.append([*what, *cells, verdict])
+    head = 'network | size | threads | batch | time, new / old | against the matrix product | '
+    return results_file.table(head, made)

@@ -3,6 +3,8 @@
 import pathlib
 from typing import Any
 
+import results_file
+
 TARGETS = {
     'tflite_share_of_matmul': ('least', 0.5),
     'jax_ratio_to_tflite': ('most', 1.1),
@@ -14,21 +16,8 @@ QUIET = 0.95
 """Share of a core that a single thread has on a machine that does nothing else."""
 
 _HEAD = (
-    'network',
-    'load s',
-    'first call ms',
-    'p50 ms',
-    'p90',
-    'p95',
-    'p99',
-    'images/s',
-    'without decoding, p50 ms',
-    'decoding',
-    'ratio to LiteRT f32',
-    'share of matmul',
-    'peak MB',
-    'file MB',
-    'MMAC',
+    'network | load s | first call ms | p50 ms | p90 | p95 | p99 | images/s | without decoding, '
+    'p50 ms | decoding | ratio to LiteRT f32 | share of matmul | peak MB | file MB | MMAC'
 )
 
 
@@ -65,9 +54,7 @@ def markdown(results: dict[str, Any]) -> str:
             f'GFLOP/s ({group["matmul_lowest"]:.0f} .. {group["matmul_highest"]:.0f}).',
             '',
             *_busy(group),
-            f'| {" | ".join(_HEAD)} |',
-            '|' + '---|' * len(_HEAD),
-            *(f'| {" | ".join(_cells(row))} |' for row in group['rows']),
+            results_file.table(_HEAD, map(_cells, group['rows'])),
             '',
         ]
     if results.get('phone'):
@@ -140,19 +127,16 @@ def phone_table(phone: dict[str, Any]) -> str:
         f'{_degrees(phone["temperature_before"])} before, {_degrees(phone["temperature_after"])} '
         'after.',
         '',
-        '| network | on | load ms | first call ms | mean ms | p50 | p95 | peak MB | ran |',
-        '|---|---|---|---|---|---|---|---|---|',
     ]
+    rows = []
     for row in phone['rows']:
-        if 'error' in row:
-            lines.append(f'| {row["name"]} | {row["on"]} | | | | | | | {row["error"]} |')
-            continue
         values = [
             f'{row[name]:.1f}' if row.get(name) is not None else ''
             for name in ('load_ms', 'first_call_ms', 'mean_ms', 'p50_ms', 'p95_ms', 'memory_mb')
         ]
-        lines.append(f'| {row["name"]} | {row["on"]} | {" | ".join(values)} | {row["ran"]} |')
-    return '\n'.join(lines)
+        rows.append([row['name'], row['on'], *values, row.get('error') or row['ran']])
+    head = 'network | on | load ms | first call ms | mean ms | p50 | p95 | peak MB | ran'
+    return '\n'.join([*lines, results_file.table(head, rows)])
 
 
 def _degrees(value: float | None) -> str:

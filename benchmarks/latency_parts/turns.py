@@ -164,6 +164,23 @@ def summarise(
         gflops: of the large matrix product, one for each round.
         reference: turns of the contender that others are compared with; None without one.
     """
+
+    def figures(variant: str, medians: Sequence[float]) -> dict[str, Any]:
+        calls = np.concatenate([turn['milliseconds'][variant] for turn in turns])
+        found: dict[str, Any] = {
+            f'p{p}_ms': round(float(value), 3)
+            for p, value in zip(PERCENTILES, np.percentile(calls, PERCENTILES), strict=True)
+        }
+        found['frames_per_s'] = round(1e3 * batch / found['p50_ms'], 1)
+        if contender['macs']:
+            flop = 2e-6 * contender['macs'] * batch
+            shares = [flop / (ms * rate) for ms, rate in zip(medians, gflops, strict=True)]
+            found['share_of_matmul'] = round(statistics.median(shares), 3)
+        if others := _round_medians(reference, variant) if reference else None:
+            ratios = [ours / theirs for ours, theirs in zip(medians, others, strict=True)]
+            found['ratio_to_tflite'] = round(statistics.median(ratios), 3)
+        return found
+
     row = {
         name: contender[name]
         for name in ('name', 'backend', 'precision', 'size', 'macs', 'bytes', 'own')
@@ -174,10 +191,10 @@ def summarise(
     whole = _round_medians(turns, 'whole')
     if whole is None:
         raise ValueError(f'{contender["name"]}: turns without calls')
-    row |= _figures(contender, turns, 'whole', batch, gflops, reference)
+    row |= figures('whole', whole)
     for variant in ('network', 'resident'):
-        if _round_medians(turns, variant):
-            row[variant] = _figures(contender, turns, variant, batch, gflops, reference)
+        if medians := _round_medians(turns, variant):
+            row[variant] = figures(variant, medians)
     if network := _round_medians(turns, 'network'):
         beside = [statistics.median(turn['beside']) for turn in turns]
         added = [a - b for a, b in zip(beside, network, strict=True)]
@@ -191,31 +208,3 @@ def summarise(
         }
     row['round_ms'] = [round(value, 4) for value in whole]
     return row
-
-
-def _figures(
-    contender: dict[str, Any],
-    turns: Sequence[dict[str, Any]],
-    variant: str,
-    batch: int,
-    gflops: Sequence[float],
-    reference: Sequence[dict[str, Any]] | None,
-) -> dict[str, Any]:
-    calls = np.concatenate([turn['milliseconds'][variant] for turn in turns])
-    found: dict[str, Any] = {
-        f'p{p}_ms': round(float(value), 3)
-        for p, value in zip(PERCENTILES, np.percentile(calls, PERCENTILES), strict=True)
-    }
-    found['frames_per_s'] = round(1e3 * batch / found['p50_ms'], 1)
-    medians = _round_medians(turns, variant) or []
-    if contender['macs']:
-        shares = [
-            2e-6 * contender['macs'] * batch / (ms * rate)
-            for ms, rate in zip(medians, gflops, strict=True)
-        ]
-        found['share_of_matmul'] = round(statistics.median(shares), 3)
-    others = _round_medians(reference, variant) if reference else None
-    if others:
-        ratios = [ours / theirs for ours, theirs in zip(medians, others, strict=True)]
-        found['ratio_to_tflite'] = round(statistics.median(ratios), 3)
-    return found

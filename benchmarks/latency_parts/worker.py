@@ -4,6 +4,7 @@ It reads one JSON object a line and answers each with one: first what to open, t
 Nothing is imported before it is needed: a runtime's memory and its time to load are its own.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -12,7 +13,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -43,25 +44,20 @@ def _peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _make_images(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Noise as an image: 0..255 for whole numbers and for this package's networks."""
-    values = np.random.default_rng(1).uniform(0, 255, shape)
-    return values.astype(dtype)
-
-
-def _fixed(shape: Any, case: dict[str, Any]) -> tuple[int, ...]:
-    """A shape without unknown sides: the first is the batch, others are the image's."""
-    return tuple(
+def _make_images(case: dict[str, Any], dtype: Any, shape: Iterable = (0, 0, 0, 3)) -> np.ndarray:
+    """Noise of 0..255; of a shape's unknown sides the first is the batch, others the image's."""
+    fixed = [
         side if isinstance(side, int) and side > 0 else case['batch'] if axis == 0 else case['size']
         for axis, side in enumerate(shape)
-    )
+    ]
+    return np.random.default_rng(1).uniform(0, 255, fixed).astype(dtype)
 
 
 def _open_tflite(case: dict[str, Any]) -> Variants:
     def call_of(path: str) -> Call:
         interpreter = sessions.tflite(path, case['threads'])
         given = [
-            (row['index'], _make_images(tuple(map(int, row['shape'])), row['dtype']))
+            (row['index'], _make_images(case, row['dtype'], map(int, row['shape'])))
             for row in interpreter.get_input_details()
         ]
         results = [row['index'] for row in interpreter.get_output_details()]
@@ -82,7 +78,7 @@ def _open_onnx(case: dict[str, Any]) -> Variants:
         session = sessions.onnx(path, case['threads'])
         types = {'tensor(float)': np.float32, 'tensor(uint8)': np.uint8}
         given = {
-            row.name: _make_images(_fixed(row.shape, case), types.get(row.type, np.float32))
+            row.name: _make_images(case, types.get(row.type, np.float32), row.shape)
             for row in session.get_inputs()
         }
         return lambda: session.run(None, given)
@@ -95,11 +91,9 @@ def _open_openvino(case: dict[str, Any]) -> Variants:
         compiled = sessions.openvino(path, case['threads'])
         given = [
             _make_images(
-                _fixed(
-                    [side.get_length() if side.is_static else 0 for side in row.partial_shape],
-                    case,
-                ),
+                case,
                 row.element_type.to_dtype(),
+                [side.get_length() if side.is_static else 0 for side in row.partial_shape],
             )
             for row in compiled.inputs
         ]
@@ -112,26 +106,16 @@ def _of_files(case: dict[str, Any], call_of: Callable[[str], Call]) -> Variants:
     calls = {'whole': call_of(case['path'])}
     if case.get('network_path'):
         # Only when it is asked for: the memory of the first is measured before.
-        calls['network'] = _later(lambda: call_of(case['network_path']))
+        opened = functools.cache(call_of)
+        calls['network'] = lambda: opened(case['network_path'])()
     return calls
-
-
-def _later(make: Callable[[], Call]) -> Call:
-    made: list[Call] = []
-
-    def call() -> Any:
-        if not made:
-            made.append(make())
-        return made[0]()
-
-    return call
 
 
 def _open_saved_model(case: dict[str, Any]) -> Variants:
     import tensorflow as tf
 
     loaded, given = sessions.saved_model(case['path'], case['threads'])
-    images = _make_images(_fixed(given.shape.as_list(), case), np.float32)
+    images = _make_images(case, np.float32, given.shape.as_list())
 
     def call() -> list[np.ndarray]:
         found = loaded.signatures['serving_default'](**{given.name: tf.constant(images)})
@@ -146,7 +130,7 @@ def _open_stablehlo(case: dict[str, Any]) -> Variants:
     from handpose_jax.process import compiler_options
 
     program = sessions.stablehlo(case['path'])
-    images = _make_images((case['batch'], case['size'], case['size'], 3), np.float32)
+    images = _make_images(case, np.float32)
     # XLA leaves out what does not lead to a result.
     calls = {'whole': program.call, 'network': lambda x: program.call(x)[0]}
     options = compiler_options.for_inference()
@@ -168,16 +152,13 @@ def _open_jax(case: dict[str, Any]) -> Variants:
     with np.load(folder / 'variables.npz') as arrays:
         variables = jax.device_put(traverse_util.unflatten_dict(dict(arrays), sep='/'))
     model = models.build(**settings['model'])
-    images = _make_images((case['batch'], case['size'], case['size'], 3), np.uint8)
+    images = _make_images(case, np.uint8)
     whole = inference.make_infer(model, settings['decode'], variables)
     network = jax.jit(
         lambda x: model.apply(variables, x, train=False),
         compiler_options=compiler_options.for_inference(),
     )
-    calls = {
-        'whole': _to_numpy(whole, images),
-        'network': _to_numpy(network, images),
-    }
+    calls = {'whole': _to_numpy(whole, images), 'network': _to_numpy(network, images)}
     if case['device'] == 'gpu':
         there = jax.device_put(images)
         calls['resident'] = lambda: jax.block_until_ready(whole(there))

@@ -5,10 +5,14 @@ gives an example.
 """
 
 import argparse
+import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from handpose_jax.data import prepared
-from handpose_jax.data.conversion import folder_records, records
+from handpose_jax.data.conversion import records
+from handpose_jax.data.sources import FolderSource
 
 VERSION = '1'
 
@@ -17,6 +21,54 @@ DEFAULT_SPLIT = 'train'
 
 EVALUATION = ('val', 'test')
 """Splits in which no record may be bad."""
+
+
+class MakeExample(NamedTuple):
+    """The record of a number, within one split of the folder.
+
+    Attributes:
+        root: the folder.
+        annotations: name of the JSON file in it.
+        split: as the records name it; '' for those that name none.
+    """
+
+    root: str
+    annotations: str
+    split: str
+
+    def __call__(self, index: int) -> prepared.Example:
+        number = _members(self.root, self.annotations)[self.split][index]
+        record = _source(self.root, self.annotations).record(number)
+        is_flat = not (record.box[2:] > record.box[:2]).all()
+        claimed = record.height, record.width
+        return records.make_record(
+            image=Path(self.root) / record.file,
+            file=Path(self.root) / self.annotations,
+            record=f'{record.number} ({record.image_id})',
+            keypoints=record.keypoints,
+            annotated=record.visible,
+            is_left=record.is_left,
+            image_id=record.image_id,
+            # Only a box that was made of the keypoints can be a line, and is made again.
+            box=None if is_flat else record.box,
+            size=None if None in claimed else claimed,
+        )
+
+
+# Read once in each process, and not sent to it with each shard.
+@functools.cache
+def _source(root: str, annotations: str) -> FolderSource:
+    return FolderSource(root, annotations=annotations)
+
+
+@functools.cache
+def _members(root: str, annotations: str) -> Mapping[str, list[int]]:
+    """The numbers of the records of each split."""
+    source = _source(root, annotations)
+    members: dict[str, list[int]] = {}
+    for index in range(len(source)):
+        members.setdefault(source.record(index).split, []).append(index)
+    return members
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,19 +88,21 @@ def splits(folder: Path, *, annotations: str = 'annotations.json') -> dict[str, 
     Raises:
         ValueError: for annotations with any problem, or a split whose name cannot be used.
     """
-    named = folder_records.by_split(folder, annotations)
-    if '' in named and DEFAULT_SPLIT in named:
+    members = _members(str(folder), annotations)
+    if '' in members and DEFAULT_SPLIT in members:
         raise ValueError(
             f"{folder / annotations}: field 'split': expected it in all records or in none, got "
-            f'{folder_records.count(named[""])} records without it beside the split '
+            f'{len(members[""])} records without it beside the split '
             f'{DEFAULT_SPLIT!r}'
         )
     found = {}
-    for split, make in named.items():
+    for split, numbers in members.items():
         if split:
             records.check_name(f"{folder / annotations}: field 'split'", split)
         found[split or DEFAULT_SPLIT] = prepared.Split(
-            folder_records.count(make), make, evaluation=split in EVALUATION
+            len(numbers),
+            MakeExample(str(folder), annotations, split),
+            evaluation=split in EVALUATION,
         )
     return found
 
@@ -63,5 +117,5 @@ def prepare(arguments: argparse.Namespace) -> None:
         arguments,
         splits(folder, annotations=arguments.annotations),
         description=f'Hands of the folder {folder.name}.',
-        settings={'source': folder_records.fingerprint(folder, arguments.annotations)},
+        settings={'source': _source(str(folder), arguments.annotations).fingerprint()},
     )

@@ -26,9 +26,9 @@ Source: Zimmermann and Brox 2017, and the description that comes with the data s
 import hashlib
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -93,7 +93,7 @@ class RhdHand(NamedTuple):
     box: Float[np.ndarray, '4']
 
 
-class RhdAnnotations(Sequence[RhdHand]):
+class RhdAnnotations:
     """The records of one split, by their numbers; each is checked, and its mask read, when taken.
 
     Args:
@@ -137,11 +137,7 @@ class RhdAnnotations(Sequence[RhdHand]):
         """Split and number of a record, known without checking it."""
         return f'{self._split}/{self._ids[index]:05d}'
 
-    @overload
-    def __getitem__(self, index: int, /) -> RhdHand: ...
-    @overload
-    def __getitem__(self, index: slice, /) -> Sequence[RhdHand]: ...
-    def __getitem__(self, index: int | slice, /) -> RhdHand | Sequence[RhdHand]:
+    def __getitem__(self, index: int, /) -> RhdHand:
         """Returns the dominant hand of a record.
 
         Raises:
@@ -149,11 +145,7 @@ class RhdAnnotations(Sequence[RhdHand]):
                 finite or beyond reason; for a missing image; for a mask that is no RHD mask, or
                 that shows a hand without keypoints.
         """
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        return self._hand(self._ids[index])
-
-    def _hand(self, number: int) -> RhdHand:
+        number = self._ids[index]
         image_path = self._folder / 'color' / f'{number:05d}.png'
         if not image_path.is_file():
             raise ValueError(
@@ -234,8 +226,7 @@ def write_rhd(
         How many were written.
 
     Raises:
-        ValueError: for another split, or if the split's folder holds files already.
-        OSError: if a file cannot be written.
+        ValueError, OSError: see write_records.
     """
     return write_records(folder, split, (_of_rendered(sample) for sample in samples))
 
@@ -360,8 +351,7 @@ class _Table(Mapping[int, dict[str, np.ndarray]]):
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         if number in self._problems:
             raise ValueError(self._problems[number])
-        row = self._rows[number]
-        return {name: array[row] for name, array in self._arrays.items()}
+        return {name: array[self._rows[number]] for name, array in self._arrays.items()}
 
 
 def _tabulate(records: Mapping[int, Any]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ import concurrent.futures
 import hashlib
 import json
 import math
-import multiprocessing
+import multiprocessing.managers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from handpose_jax import geometry, hand
 from handpose_jax.data import images, quarantine
-from handpose_jax.process.threads import keep_to_one_thread
+from handpose_jax.process import lock, user_cache
+from handpose_jax.process.threads import become_worker, end_with_parent
 from handpose_jax.types import Sample
 
 SETTINGS_FILE = 'prepare.json'
@@ -87,8 +88,7 @@ def features(with_3d: bool) -> Any:
 
 def default_folder(name: str) -> Path:
     """Where a data set is kept when no folder is given: by its name, in the user's cache."""
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    return cache / 'handpose_jax' / name
+    return user_cache.folder() / name
 
 
 def is_prepared(folder: str | os.PathLike[str]) -> bool:
@@ -127,25 +127,25 @@ def prepare(
     if is_prepared(target):
         _check_settings(target, settings)
         return
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        if (target / SETTINGS_FILE).exists():
-            _check_settings(target, settings)
-        else:
-            _write_json(target / SETTINGS_FILE, dict(settings))
-    except OSError as error:
-        raise ValueError(
-            f'{target}: cannot write the data set there ({error.strerror}); give another folder'
-        ) from error
-    tasks = [
-        _Shard(str(target), name, split_name, split, number, count, with_3d)
-        for split_name, split in splits.items()
-        for count in [max(1, math.ceil(split.records / records_per_shard))]
-        for number in range(count)
-    ]
-    missing = [task for task in tasks if not task.path.exists()]
-    _make_shards(tasks, missing, name, workers or _usable_cores())
-    _finish(target, name, splits, tasks, description, with_3d)
+    with lock.hold(target):
+        try:
+            if (target / SETTINGS_FILE).exists():
+                _check_settings(target, settings)
+            else:
+                _write_json(target / SETTINGS_FILE, dict(settings))
+        except OSError as error:
+            raise ValueError(
+                f'{target}: cannot write the data set there ({error.strerror}); give another folder'
+            ) from error
+        tasks = [
+            _Shard(str(target), name, split_name, split, number, count, with_3d)
+            for split_name, split in splits.items()
+            for count in [max(1, math.ceil(split.records / records_per_shard))]
+            for number in range(count)
+        ]
+        missing = [task for task in tasks if not task.path.exists()]
+        _make_shards(tasks, missing, name, workers or _usable_cores())
+        _finish(target, name, splits, tasks, description, with_3d)
 
 
 def _usable_cores() -> int:
@@ -191,11 +191,13 @@ def _make_shards(
     bar = tqdm(total=total, initial=done, unit='image', desc=f'preparing {name}', smoothing=0.1)
     # Spawned, not forked: the parent may hold threads of JAX, and renderers keep global state.
     context = multiprocessing.get_context('spawn')
+    manager = multiprocessing.managers.SyncManager(ctx=context)
+    manager.start(end_with_parent)
     with (
         bar,
-        context.Manager() as manager,
+        manager,
         concurrent.futures.ProcessPoolExecutor(
-            workers, mp_context=context, initializer=keep_to_one_thread
+            workers, mp_context=context, initializer=become_worker
         ) as pool,
     ):
         ticks = manager.Queue()
@@ -423,7 +425,10 @@ class PreparedSource:
     def __getitem__(self, index: int, /) -> Sample:
         record = self._records[index]
         image = images.decode_image(
-            record['image'], self.image_id(index), max_megapixels=self._max_megapixels
+            record['image'],
+            self.image_id(index),
+            max_megapixels=self._max_megapixels,
+            thorough=False,
         )
         if self._crop == 'image':
             box = geometry.square_box(geometry.whole_image_box(*image.shape[:2]))

@@ -22,11 +22,11 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from handpose_jax import hand, inference, models, runtimes, sidecars
+from handpose_jax import hand, inference, models, sidecars
 from handpose_jax.config import crop_scale, evaluation_data
 from handpose_jax.data import pipeline, sources, transforms
 from handpose_jax.export import folder, fresh_run, gate, golden, graph, onnx, stablehlo, tflite
-from handpose_jax.process import storage
+from handpose_jax.process import extras, storage
 from handpose_jax.types import Source
 
 FOLDER = folder.NAME
@@ -232,7 +232,7 @@ def _fill(
         'refused': [row for name in chosen if name in refused for row in rows[name]],
     }
     content = json.dumps(summary, indent=2)
-    (new / SUMMARY_FILE).write_text(f'{content}\n')
+    (new / SUMMARY_FILE).write_text(f'{content}\n', encoding='utf-8')
     return summary
 
 
@@ -374,9 +374,8 @@ def _choose(only: Sequence[str]) -> dict[str, Artefact]:
     }
     if missing:
         told = ', '.join(f'{module} (for {name})' for module, name in missing.items())
-        raise ValueError(
-            f'not installed: {told}; {runtimes.HOW_TO_INSTALL}, or choose others with --only'
-        )
+        line = extras.how_to_install(*missing)
+        raise ValueError(f'not installed: {told}; {line}, or choose others with --only')
     return chosen
 
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -120,6 +118,19 @@ def test_preparing_a_finished_set_again_touches_nothing(folder):
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
+def group(number):
+    """The living processes of a process group."""
+    found = set()
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            _, state, _, of, *_ = stat.read_text().rpartition(')')[2].split(' ')
+        except OSError:
+            continue
+        if int(of) == number and state != 'Z':
+            found.add(int(stat.parent.name))
+    return found
+
+
 def test_killed_preparation_goes_on_and_keeps_finished_shards(folder, tmp_path):
     target = tmp_path / 'killed'
     script = (
@@ -137,8 +148,14 @@ def test_killed_preparation_goes_on_and_keeps_finished_shards(folder, tmp_path):
     while not list(target.glob('*-of-00003')) and time.monotonic() < deadline:
         assert job.poll() is None, 'the preparation ended before it could be killed'
         time.sleep(0.05)
-    os.killpg(job.pid, signal.SIGKILL)
+    assert group(job.pid) - {job.pid}
+    # The parent alone: its workers end by themselves.
+    job.kill()
     job.wait()
+    deadline = time.monotonic() + 60
+    while group(job.pid):
+        assert time.monotonic() < deadline, 'its workers are still there'
+        time.sleep(0.05)
     assert not prepared.is_prepared(target)
     with pytest.raises(ValueError, match='no finished data set'):
         prepared.PreparedSource(target)

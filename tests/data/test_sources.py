@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handpose_jax.data import sources
+from handpose_jax.data import images, sources
 
 KEYPOINTS = [[10 + 2 * k, 5 + k] for k in range(21)]  # tight box 10, 5, 50, 25
 
@@ -142,7 +142,6 @@ def test_split_and_where(tmp_path):
         ({'keypoints': [[7, 7]] * 21}, r"'keypoints': .*more than one place.*\[7.0, 7.0\]"),
         ({'visible': [True] * 20}, r"'visible': expected 21 booleans, got 20"),
         ({'visible': [True] * 20 + [2]}, r"'visible': .* keypoint 20, got 2"),
-        ({'visible': [False] * 21}, r"'visible': expected at least one"),
         ({'handedness': 'Right'}, r"'handedness': expected 'left' or 'right', got 'Right'"),
         ({'box': [0, 0, 10]}, r"'box': expected \[x0, y0, x1, y1\], got \[0, 0, 10\]"),
         ({'box': [5, 0, 5, 10]}, r"'box': expected x0 < x1 and y0 < y1"),
@@ -309,3 +308,135 @@ def test_a_mixture_has_another_fingerprint_when_a_part_has():
 def test_a_mixture_names_its_wrong_part(wrong, message):
     with pytest.raises(ValueError, match=message):
         sources.load_source('mixture', parts=wrong)
+
+
+def read_one(tmp_path, change, encoding='utf-8', **options):
+    """Records of a folder whose annotations were changed as text values."""
+    records = [record(id=str(number)) for number in range(3)]
+    for one in records:
+        change(one)
+    folder(tmp_path, records)
+    path = tmp_path / 'annotations.json'
+    path.write_bytes(path.read_text().encode(encoding))
+    return sources.FolderSource(tmp_path, **options)
+
+
+@pytest.mark.parametrize('nowhere', [None, [None, None], [float('nan'), 3.0]])
+def test_a_keypoint_that_is_not_visible_needs_no_place(tmp_path, nowhere):
+    def change(one):
+        one['keypoints'] = [*KEYPOINTS[:20], nowhere]
+        one['visible'] = [True] * 20 + [False]
+
+    sample = read_one(tmp_path, change)[0]
+    assert np.isfinite(sample['keypoints']).all()
+    np.testing.assert_array_equal(sample['keypoints'][:20], np.float32(KEYPOINTS[:20]))
+    assert sample['visible'].sum() == 20
+
+
+def test_what_other_tools_write_is_read(tmp_path):
+    def change(one):
+        one['width'] = float(one.get('width') or 80)
+
+    assert len(read_one(tmp_path, change, encoding='utf-8-sig')) == 3
+
+
+def test_a_path_from_windows_is_read_where_the_file_is_there(tmp_path):
+    (tmp_path / 'images').mkdir(parents=True)
+
+    def change(one):
+        one['file'] = 'images\\a.png'
+
+    with pytest.raises(ValueError, match=r'no such file'):
+        read_one(tmp_path, change)
+    Image.new('RGB', (80, 60)).save(tmp_path / 'images' / 'a.png')
+    source = read_one(tmp_path, change)
+    assert source[0]['image'].size
+
+
+def test_records_without_a_visible_keypoint_are_left_out_and_counted(tmp_path, caplog):
+    def change(one):
+        if one['id'] == '1':
+            one['visible'] = [False] * 21
+        if one['id'] == '2':
+            one['keypoints'] = []
+
+    source = read_one(tmp_path, change)
+    assert [source.image_id(index) for index in range(len(source))] == ['0']
+    assert '2 records without a visible keypoint left out (the first: record 1)' in caplog.text
+
+
+def test_fractions_are_not_taken_for_pixels(tmp_path, caplog):
+    def all_of_them(one):
+        one['keypoints'] = [[x / 80, y / 80] for x, y in KEYPOINTS]
+
+    with pytest.raises(ValueError, match='3 records of 3 lie within 0 to 1, so they are fractions'):
+        read_one(tmp_path, all_of_them)
+
+    def one_of_them(one):
+        if one['id'] == '1':
+            all_of_them(one)
+
+    assert len(read_one(tmp_path, one_of_them)) == 3
+    assert '1 record whose keypoints all lie within 0 to 1' in caplog.text
+
+
+def test_keypoints_beside_the_picture_are_told(tmp_path, caplog):
+    def away(one):
+        one['keypoints'] = [[x + 1000, y] for x, y in KEYPOINTS]
+        one['width'], one['height'] = 80, 80
+
+    with pytest.raises(ValueError, match='3 records of 3; expected pixels of the upright image'):
+        read_one(tmp_path, away)
+
+    def one_of_them(one):
+        if one['id'] == '2':
+            away(one)
+
+    read_one(tmp_path, one_of_them)
+    assert '1 record whose visible keypoints all lie outside the image' in caplog.text
+
+
+def test_hands_of_a_few_pixels_are_told(tmp_path, caplog):
+    def change(one):
+        if one['id'] == '0':
+            one['keypoints'] = [[20 + x / 40, 20 + y / 40] for x, y in KEYPOINTS]
+
+    read_one(tmp_path, change)
+    assert '1 record whose hand is smaller than 8 pixels (the first: record 0' in caplog.text
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    outside = tmp_path / 'outside'
+    outside.mkdir()
+    Image.new('RGB', (80, 60)).save(outside / 'a.png')
+    root = tmp_path / 'folder'
+    root.mkdir()
+    (root / 'linked.png').symlink_to(outside / 'a.png')
+    (root / 'images').symlink_to(outside)
+    for name in ('linked.png', 'images/a.png'):
+        with pytest.raises(ValueError, match='is behind a link out of the folder'):
+            read_one(root, lambda one, name=name: one.update(file=name))
+    (root / 'inside.png').symlink_to('a.png')
+    assert len(read_one(root, lambda one: one.update(file='inside.png'))) == 3
+
+
+def test_a_key_given_twice_is_an_error(tmp_path):
+    path = folder(tmp_path, [record()]) / 'annotations.json'
+    path.write_text(path.read_text().replace('{"file"', '{"id": "a", "id": "b", "file"'))
+    with pytest.raises(ValueError, match="the key 'id' is given twice in one object"):
+        sources.FolderSource(tmp_path)
+
+
+def test_damaged_images_are_named_before_anything_is_decoded(tmp_path, monkeypatch):
+    records = [record(file=f'{name}.png', width=80, height=60) for name in 'abc']
+    root = folder(tmp_path, records)
+    source = sources.FolderSource(root)
+    monkeypatch.setattr(images, 'decode_image', None)
+    sources.check_images(source)
+    whole = (root / 'b.png').read_bytes()
+    (root / 'b.png').write_bytes(whole[: len(whole) // 2])
+    Image.new('RGB', (40, 30)).save(root / 'c.png')
+    mixed = sources.MixtureSource({'own': source})
+    for of in (source, mixed):
+        with pytest.raises(ValueError, match=r'(?s)2 images of 3 .*b\.png.*expected 40, the width'):
+            sources.check_images(of)

@@ -104,7 +104,7 @@ def test_a_prepared_folder_gives_the_samples_of_the_folder_itself(tmp_path):
             assert one['image_id'] == other['image_id']
     # Other annotations are another data set, which may not go on in the same place.
     edit(tmp_path / 'F', 0, source='elsewhere')
-    for cached in (builder.folder_records._source, builder.folder_records._members):
+    for cached in (builder._source, builder._members):
         cached.cache_clear()
     with pytest.raises(ValueError, match='holds a data set made with other settings'):
         builder.prepare(options)

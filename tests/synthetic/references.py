@@ -89,11 +89,10 @@ def tube(start, end, radius, around=6):
 
 
 def godot_names():
-    names = ['Wrist_R']
-    for finger in ('Thumb', 'Index', 'Middle', 'Ring', 'Little'):
-        middle = ['Metacarpal', 'Proximal'] if finger == 'Thumb' else ['Proximal', 'Intermediate']
-        names += [f'{finger}_{part}_R' for part in (*middle, 'Distal', 'Tip')]
-    return names
+    names = ['Wrist', *(f'Thumb_{p}' for p in ('Metacarpal', 'Proximal', 'Distal', 'Tip'))]
+    for finger in ('Index', 'Middle', 'Ring', 'Little'):
+        names += [f'{finger}_{p}' for p in ('Proximal', 'Intermediate', 'Distal', 'Tip')]
+    return [f'{name}_R' for name in names]
 
 
 def make_rig(

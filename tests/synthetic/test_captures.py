@@ -15,11 +15,7 @@ def webxr_record(keypoints, handedness='right'):
     for finger in range(1, 5):
         at = 5 * finger
         joints[at : at + 5] = keypoints[[0, *range(4 * finger + 1, 4 * finger + 5)]]
-    return {
-        'names': ['made'],
-        'handedness': handedness,
-        'joints_mm': (1000 * joints).tolist(),
-    }
+    return {'names': ['made'], 'handedness': handedness, 'joints_mm': (1000 * joints).tolist()}
 
 
 @pytest.fixture

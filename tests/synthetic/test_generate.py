@@ -30,34 +30,9 @@ SIZE = 64
 
 
 @pytest.fixture(scope='module')
-def rig_path(tmp_path_factory):
-    return str(make_rig(tmp_path_factory.mktemp('rig') / 'r.gltf'))
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('photos')
-    for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f'{number}.png'), cv2.GaussianBlur(pixels, (0, 0), 3))
-    return str(folder)
-
-
-@pytest.fixture(scope='module')
-def textures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('textures')
-    rng = np.random.default_rng(0)
-    for name in ('light_baseColor', 'dark_baseColor', 'work_glove', 'skin_normal', 'roughness'):
-        pixels = rng.integers(90, 200, (32, 32, 3), dtype=np.uint8)
-        if 'normal' in name:
-            pixels[:] = (255, 128, 128)
-        cv2.imwrite(str(folder / f'{name}.png'), pixels)
-    return str(folder)
-
-
-@pytest.fixture(scope='module')
-def options(rig_path):
-    return SceneOptions(size=SIZE, samples=1, rigs=(rig_path,), resolution=(1.0, 1.0))
+def options(tmp_path_factory):
+    rig = make_rig(tmp_path_factory.mktemp('rig') / 'r.gltf')
+    return SceneOptions(size=SIZE, samples=1, rigs=(str(rig),), resolution=(1.0, 1.0))
 
 
 @pytest.fixture(scope='module')
@@ -72,15 +47,14 @@ def digest(rendered):
     return code.hexdigest()
 
 
-def test_twice_the_same_bytes_here_and_in_another_process(options, hands, rig_path):
+def test_twice_the_same_bytes_here_and_in_another_process(options, hands):
     assert [digest(generate(options, 3, i)) for i in (0, 4)] == [digest(hands[i]) for i in (0, 4)]
     program = f"""
 import sys; sys.path.insert(0, {__file__.rsplit('/', 1)[0]!r})
 from test_generate import SceneOptions, digest, generate
 from handpose_jax.synthetic.render import mitsuba_renderer
 mitsuba_renderer.set_threads(2)
-print(digest(generate(SceneOptions(
-    size={SIZE}, samples=1, rigs=({rig_path!r},), resolution=(1.0, 1.0)), 3, 4)))
+print(digest(generate({options!r}, 3, 4)))
 """
     done = subprocess.run(
         [sys.executable, '-c', program], capture_output=True, text=True, check=True
@@ -231,12 +205,7 @@ def test_half_of_the_hands_are_left(options):
 
 @pytest.mark.parametrize(
     'change',
-    [
-        {'lighting': 'flat'},
-        {'occlusion': False},
-        {'skin_variety': False},
-        {'backgrounds': 'plain'},
-    ],
+    [{'lighting': 'flat'}, {'occlusion': False}, {'skin_variety': False}, {'backgrounds': 'plain'}],
     ids=str,
 )
 def test_switches_leave_pose_and_view_alone(options, change):
@@ -257,8 +226,21 @@ def test_switches_do_what_they_say(options):
         np.testing.assert_allclose(plain.surfaces[0].material.colour, expected)
 
 
-def test_photographs_and_textures_are_used(options, photos, textures):
-    changed = replace(options, backgrounds='photos', photos=photos, textures=textures)
+def test_photographs_and_textures_are_used(options, tmp_path):
+    photos, textures = tmp_path / 'photos', tmp_path / 'textures'
+    photos.mkdir()
+    textures.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        pixels = rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)
+        cv2.imwrite(str(photos / f'{number}.png'), cv2.GaussianBlur(pixels, (0, 0), 3))
+    for name in ('light_baseColor', 'dark_baseColor', 'work_glove', 'skin_normal', 'roughness'):
+        pixels = rng.integers(90, 200, (32, 32, 3), dtype=np.uint8)
+        if 'normal' in name:
+            pixels[:] = (255, 128, 128)
+        cv2.imwrite(str(textures / f'{name}.png'), pixels)
+    assert len(materials.read_textures(str(textures)).skins) == 2
+    changed = replace(options, backgrounds='photos', photos=str(photos), textures=str(textures))
     kinds = set()
     for index in range(25):
         picture, about = stage(changed, 3, index)

@@ -9,21 +9,13 @@ from references import gently_bent, keypoints_at_rest, looks_along, make_rig, tu
 from handpose_jax import hand
 from handpose_jax.synthetic.body import gltf_rig, meshes, skeleton, types
 
-
-def webxr_names():
-    names = ['wrist']
-    for finger in ('thumb', 'index-finger', 'middle-finger', 'ring-finger', 'pinky-finger'):
-        middle = ('phalanx-proximal', 'phalanx-intermediate', 'phalanx-distal', 'tip')
-        if finger == 'thumb':
-            middle = ('metacarpal', 'phalanx-proximal', 'phalanx-distal', 'tip')
-        names += [f'{finger}-{part}' for part in middle]
-    return names
-
-
-def mixamo_names():
-    fingers = ('Thumb', 'Index', 'Middle', 'Ring', 'Pinky')
-    numbered = [f'mixamorig:RightHand{f}{n}' for f in fingers for n in (1, 2, 3, 4)]
-    return ['mixamorig:RightHand', *numbered]
+PARTS = ('phalanx-proximal', 'phalanx-intermediate', 'phalanx-distal', 'tip')
+WEBXR_NAMES = [
+    *('wrist', 'thumb-metacarpal', 'thumb-phalanx-proximal', 'thumb-phalanx-distal', 'thumb-tip'),
+    *(f'{f}-finger-{part}' for f in ('index', 'middle', 'ring', 'pinky') for part in PARTS),
+]
+MIXAMO_NAMES = ['', *(f + n for f in ('Thumb', 'Index', 'Middle', 'Ring', 'Pinky') for n in '1234')]
+MIXAMO_NAMES = [f'mixamorig:RightHand{name}' for name in MIXAMO_NAMES]
 
 
 def some_pose(seed=0):
@@ -61,8 +53,8 @@ def test_the_rest_pose_gives_back_the_rest_keypoints(body):
         {'turn': 2.0},
         {'scale': 100.0},
         {'left': True, 'turn': -1.0, 'scale': 0.01},
-        {'names': webxr_names()},
-        {'names': mixamo_names()},
+        {'names': WEBXR_NAMES},
+        {'names': MIXAMO_NAMES},
         {'form': 'glb'},
         {'form': 'beside'},
         {'extra': False},

@@ -6,12 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import threadpoolctl
 
-from handpose_jax.data.doctor import (
-    anatomy,
-    hand_checks,
-    image_checks,
-    record_checks,
-)
+from handpose_jax.data.doctor import anatomy, hand_checks, image_checks, record_checks
 from handpose_jax.data.doctor.findings import FEW, Finding, split_rows
 from handpose_jax.data.doctor.survey import Survey
 
@@ -65,19 +60,16 @@ def _put_in_order(records: Survey) -> tuple[Survey, list[Finding]]:
         if shares[worst] <= 0.5:
             continue
         hypothesis = anatomy.HYPOTHESES[worst]
-        found.append(
-            Finding(
-                'order',
-                'error',
-                split,
-                '',
-                'the order of handpose_jax/hand.py; out[i] = source[p[i]], p = '
-                f'{list(hypothesis.order)} would make it so',
-                f'{shares[worst]:.0%} of the records look more like hands in the order: '
-                f'{hypothesis.text}; the other checks assume it',
-                float(np.median(gains[:, worst])),
-            )
+        expected = (
+            'the order of handpose_jax/hand.py; out[i] = source[p[i]], p = '
+            f'{list(hypothesis.order)} would make it so'
         )
+        seen = (
+            f'{shares[worst]:.0%} of the records look more like hands in the order: '
+            f'{hypothesis.text}; the other checks assume it'
+        )
+        score = float(np.median(gains[:, worst]))
+        found.append(Finding('order', 'error', split, '', expected, seen, score))
         mine = np.array([name == split for name in records.split])
         order = np.array(hypothesis.order)
         for values in (keypoints, annotated, visible, *([] if deep is None else [deep])):

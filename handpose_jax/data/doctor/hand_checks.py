@@ -86,27 +86,15 @@ def _examine_hands(
 def _misordered(records: Survey, row: int, hypothesis: anatomy.Hypothesis, gain: float) -> Finding:
     whole = hypothesis.kind == 'order'
     condition = f'the order is: {hypothesis.text}' if whole else hypothesis.text
-    return of_record(
-        records,
-        row,
-        'order of a record',
-        'error',
-        'wrist, thumb to little finger, each from base to tip',
-        f'more like a hand if {condition} (log likelihood ratio {gain:.1f})',
-        gain,
-    )
+    expected = 'wrist, thumb to little finger, each from base to tip'
+    seen = f'more like a hand if {condition} (log likelihood ratio {gain:.1f})'
+    return of_record(records, row, 'order of a record', 'error', expected, seen, gain)
 
 
 def _misplaced(records: Survey, row: int, hypothesis: anatomy.Hypothesis, gain: float) -> Finding:
-    return of_record(
-        records,
-        row,
-        'keypoint off the hand',
-        'warning',
-        'where the other keypoints leave room for it',
-        f'{hypothesis.text} is hardly part of this hand (log likelihood ratio {gain:.1f})',
-        gain,
-    )
+    expected = 'where the other keypoints leave room for it'
+    seen = f'{hypothesis.text} is hardly part of this hand (log likelihood ratio {gain:.1f})'
+    return of_record(records, row, 'keypoint off the hand', 'warning', expected, seen, gain)
 
 
 def place_limits() -> Float[np.ndarray, 'q']:
@@ -137,31 +125,20 @@ def _shapeless(records: Survey, row: int, model: anatomy.Anatomy, score: float) 
     beyond = np.where(known, np.maximum(lengths / high, low / np.maximum(lengths, 1e-6)), 0)
     bone = int(beyond.argmax())
     a, b = (_NAMES[k] for k in hand.BONES[bone])
-    return of_record(
-        records,
-        row,
-        'shape',
-        'warning',
-        f'a hand; that bone is seen at {low[bone]:.2f} to {high[bone]:.2f} of its length',
-        f'unlike any hand, most of all the {part}; {a} to {b} is {lengths[bone]:.2f}',
-        score,
-    )
+    expected = f'a hand; that bone is seen at {low[bone]:.2f} to {high[bone]:.2f} of its length'
+    seen = f'unlike any hand, most of all the {part}; {a} to {b} is {lengths[bone]:.2f}'
+    return of_record(records, row, 'shape', 'warning', expected, seen, score)
 
 
 def _mixed_orders(split: str, reordered: int, count: int) -> list[Finding]:
     if reordered < max(3, 0.01 * count):
         return []
-    return [
-        Finding(
-            'order',
-            'error',
-            split,
-            '',
-            'one order throughout; to mirror a hand, no keypoints are exchanged',
-            f'{reordered / count:.0%} of the records have another order than the rest '
-            '("order of a record"): mirrored with a permutation, or from another source?',
-        )
-    ]
+    expected = 'one order throughout; to mirror a hand, no keypoints are exchanged'
+    seen = (
+        f'{reordered / count:.0%} of the records have another order than the rest '
+        '("order of a record"): mirrored with a permutation, or from another source?'
+    )
+    return [Finding('order', 'error', split, '', expected, seen)]
 
 
 def check_three_dimensions(records: Survey) -> list[Finding]:
@@ -179,26 +156,18 @@ def check_three_dimensions(records: Survey) -> list[Finding]:
     errors = np.where(records.annotated, errors, 0)
     for split, rows in split_rows(records):
         wrong = side[rows] < -SIDE
+        expected, check = 'fingers that bend towards the palm', ('handedness', 'error')
         if len(rows) >= FEW and wrong.mean() > 0.5:
-            found.append(
-                Finding(
-                    'handedness',
-                    'error',
-                    split,
-                    '',
-                    'fingers that bend towards the palm',
-                    f'in {wrong.mean():.0%} of the records the 3D keypoints are of the other hand '
-                    'than the flag says: flags exchanged, or 3D mirrored (a left-handed frame?)',
-                )
+            seen = (
+                f'in {wrong.mean():.0%} of the records the 3D keypoints are of the other hand '
+                'than the flag says: flags exchanged, or 3D mirrored (a left-handed frame?)'
             )
+            found.append(Finding(*check, split, '', expected, seen))
         else:
             for row in rows[wrong].tolist():
                 flag, other = ('left', 'right') if records.is_left[row] else ('right', 'left')
                 seen = f'flagged {flag}, but in 3D a {other} hand'
-                expected = 'fingers that bend towards the palm'
-                found.append(
-                    of_record(records, row, 'handedness', 'error', expected, seen, -side[row])
-                )
+                found.append(of_record(records, row, *check, expected, seen, -side[row]))
         middle = float(np.median(unit[rows]))
         low, high = usual.units / _STRETCH, usual.units * _STRETCH
         if not low[0] <= middle <= high[1]:

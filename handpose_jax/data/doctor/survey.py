@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt64
@@ -59,20 +59,8 @@ class Survey:
         return len(self.name)
 
 
-class _Row(NamedTuple):
-    name: str
-    keypoints: np.ndarray
-    annotated: np.ndarray
-    visible: np.ndarray
-    is_left: bool
-    box: np.ndarray
-    size: tuple[int, int]
-    contrast: int
-    digest: bytes
-    damage: str
-    looks: duplicates.Looks | None
-    keypoints_3d: np.ndarray | None
-    camera: np.ndarray | None
+_Row = dict[str, Any]
+"""The columns of Survey for one record; `looks` in place of bits and thumbnail."""
 
 
 def take(
@@ -111,83 +99,56 @@ def take(
 
 def _columns(splits: list[str], rows: list[_Row], looks: bool) -> Survey:
     nothing = duplicates.Looks(np.uint64(0), np.zeros((16, 16), np.uint8))
-    kept = [row.looks or nothing for row in rows]
-    points = [row.keypoints_3d for row in rows if row.keypoints_3d is not None]
-    cameras = [row.camera for row in rows if row.camera is not None]
-    deep = len(points) == len(cameras) == len(rows)
+    kept = [row['looks'] or nothing for row in rows]
+    values: dict[str, Any] = {key: [row[key] for row in rows] for key in rows[0] if key != 'looks'}
+    if any(row['keypoints_3d'] is None or row['camera'] is None for row in rows):
+        values |= {'keypoints_3d': None, 'camera': None}
+    for key, column in values.items():
+        if column is not None and key not in ('name', 'digest', 'damage'):
+            values[key] = np.stack(column)
     return Survey(
         split=splits,
-        name=[row.name for row in rows],
-        keypoints=np.stack([row.keypoints for row in rows]).astype(np.float64),
-        annotated=np.stack([row.annotated for row in rows]),
-        visible=np.stack([row.visible for row in rows]),
-        is_left=np.array([row.is_left for row in rows]),
-        box=np.stack([row.box for row in rows]).astype(np.float64),
-        size=np.array([row.size for row in rows]),
-        contrast=np.array([row.contrast for row in rows]),
-        digest=[row.digest for row in rows],
-        damage=[row.damage for row in rows],
         bits=np.array([look.bits for look in kept], np.uint64) if looks else None,
         thumbnails=np.stack([look.thumbnail for look in kept]) if looks else None,
-        keypoints_3d=np.stack(points).astype(np.float64) if deep else None,
-        camera=np.stack(cameras).astype(np.float64) if deep else None,
+        **values,
     )
 
 
 def _read(source: Source, index: int, looks: bool) -> _Row:
-    if isinstance(source, PreparedSource):
-        record = source.record(index)
-        name = record['image_id'].decode()
-        damage, image = '', None
-        try:
-            image = images.decode_image(record['image'], name)
-        except ValueError as error:
-            damage = str(error)
-        return _row(
-            name,
-            record,
-            image,
-            record['annotated'],
-            record['visible'],
-            hashlib.sha256(record['image']).digest(),
-            damage,
-            looks,
-        )
-    name = source.image_id(index)
+    name, damage, digest, image = source.image_id(index), '', b'', None
+    record: Mapping[str, Any] = {
+        'keypoints': np.zeros((hand.NUM_KEYPOINTS, 2)),
+        'visible': np.zeros(hand.NUM_KEYPOINTS, bool),
+        'is_left': False,
+        'box': np.zeros(4),
+    }
     try:
-        sample = source[index]
+        if isinstance(source, PreparedSource):
+            record = source.record(index)
+            name = record['image_id'].decode()
+            digest = hashlib.sha256(record['image']).digest()
+            image = images.decode_image(record['image'], name)
+        else:
+            record = source[index]
+            image = record['image']
+            digest = hashlib.sha256(image.tobytes()).digest()
     except ValueError as error:
-        nothing = np.zeros((hand.NUM_KEYPOINTS, 2))
-        unknown = np.zeros(hand.NUM_KEYPOINTS, bool)
-        empty = {'keypoints': nothing, 'is_left': False, 'box': np.zeros(4)}
-        return _row(name, empty, None, unknown, unknown, b'', str(error), looks)
-    visible = np.asarray(sample['visible'], bool)
-    digest = hashlib.sha256(sample['image'].tobytes()).digest()
-    return _row(name, sample, sample['image'], visible, visible, digest, '', looks)
+        damage = str(error)
+    return {
+        'name': name,
+        'keypoints': np.asarray(record['keypoints'], np.float64),
+        'annotated': np.asarray(record.get('annotated', record['visible']), bool),
+        'visible': np.asarray(record['visible'], bool),
+        'is_left': np.bool_(record['is_left']),
+        'box': np.asarray(record['box'], np.float64),
+        'size': np.array((0, 0) if image is None else image.shape[:2]),
+        'contrast': np.array(-1 if image is None else int(image.max()) - int(image.min())),
+        'digest': digest,
+        'damage': damage,
+        'looks': duplicates.look(image) if looks and image is not None else None,
+        **{key: _deep(record.get(key)) for key in ('keypoints_3d', 'camera')},
+    }
 
 
-def _row(
-    name: str,
-    record: Mapping[str, Any],
-    image: np.ndarray | None,
-    annotated: np.ndarray,
-    visible: np.ndarray,
-    digest: bytes,
-    damage: str,
-    looks: bool,
-) -> _Row:
-    return _Row(
-        name=name,
-        keypoints=np.asarray(record['keypoints'], np.float64),
-        annotated=np.asarray(annotated, bool),
-        visible=np.asarray(visible, bool),
-        is_left=bool(record['is_left']),
-        box=np.asarray(record['box'], np.float64),
-        size=(0, 0) if image is None else image.shape[:2],
-        contrast=-1 if image is None else int(image.max()) - int(image.min()),
-        digest=digest,
-        damage=damage,
-        looks=duplicates.look(image) if looks and image is not None else None,
-        keypoints_3d=record.get('keypoints_3d'),
-        camera=record.get('camera'),
-    )
+def _deep(value: np.ndarray | None) -> np.ndarray | None:
+    return None if value is None else value.astype(np.float64)

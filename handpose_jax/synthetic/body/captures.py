@@ -135,9 +135,7 @@ def fit(keypoints: Float[np.ndarray, '21 3']) -> tuple[HandPose, float]:
     return pose, float(distances.sum() / hand.NUM_KEYPOINTS / scale)
 
 
-def _in_hand_frame(
-    keypoints: Float[np.ndarray, '21 3'],
-) -> tuple[Float[np.ndarray, '21 3'], float]:
+def _in_hand_frame(keypoints: Float[np.ndarray, '21 3']) -> tuple[Float[np.ndarray, '21 3'], float]:
     """Lays a captured palm onto the skeleton's, turned and scaled; the scale, too."""
     ours = np.concatenate([np.zeros((1, 3)), skeleton.FINGER_BASES[1:]])
     theirs = keypoints[_PALM_KEYPOINTS]

@@ -281,14 +281,7 @@ def _drag(fingers: Float[np.ndarray, '5 4']) -> None:
 
 
 def sample_shape(rng: np.random.Generator) -> HandShape:
-    """Draws the proportions of a person's hand.
-
-    Args:
-        rng: source of randomness.
-
-    Returns:
-        A shape: sizes from a child's of ten to a large man's, fingers that mostly vary together.
-    """
+    """Draws a person's hand: from a child's of ten to a large man's, its fingers mostly alike."""
     return HandShape(
         size=float(np.clip(rng.normal(0.98, 0.08), 0.75, 1.2)),
         lengths=np.clip(rng.normal(1.0, 0.05) + rng.normal(0.0, 0.025, 5), 0.85, 1.15),

@@ -188,12 +188,7 @@ def _mixed(palette: Float[np.ndarray, 'c 3'], tone: float) -> Float[np.ndarray, 
 def paint_nail(
     rng: np.random.Generator, tone: float, *, size: int = 64
 ) -> UInt8[np.ndarray, 's s 3']:
-    """Paints a fingernail: bed, half-moon and free edge, sometimes polished.
-
-    Args:
-        rng: source of randomness.
-        tone: of the skin, 0 (lightest) to 1 (darkest).
-        size: side of the texture, texels.
+    """Paints a nail on skin of a tone, 0 (lightest) to 1: bed, half-moon, free edge, or polish.
 
     Returns:
         sRGB; columns run across the nail, and row 0 is its free edge.

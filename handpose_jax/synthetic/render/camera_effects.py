@@ -45,12 +45,7 @@ class CameraEffects:
 
 
 def sample(rng: np.random.Generator, size: int) -> CameraEffects:
-    """Draws what an ordinary camera or phone might do to a picture that is well exposed.
-
-    Args:
-        rng: decides.
-        size: side of the picture, pixels; blur is in proportion to it.
-    """
+    """Draws what an ordinary camera or phone might do to a picture of `size` pixels a side."""
     scale = size / 224
     low_light = rng.random() < 0.15
     noise = float(10 ** rng.uniform(-2.6, -1.7)) * (3.0 if low_light else 1.0)
@@ -75,11 +70,7 @@ def sample(rng: np.random.Generator, size: int) -> CameraEffects:
 
 
 def develop(
-    picture: Linear,
-    effects: CameraEffects,
-    rng: np.random.Generator,
-    *,
-    size: int | None = None,
+    picture: Linear, effects: CameraEffects, rng: np.random.Generator, *, size: int | None = None
 ) -> UInt8[np.ndarray, 'H W 3']:
     """Takes the photograph.
 

@@ -108,13 +108,8 @@ def find(
     face[shown] = number[triangle[winner]]
     for k, part in enumerate(parts):
         weights[shown, k] = part[winner] / nearness[winner]
-    shape = (height, width)
-    return Hits(
-        depth.reshape(shape),
-        shape_id.reshape(shape),
-        face.reshape(shape),
-        weights.reshape(*shape, 3),
-    )
+    fields = (depth, shape_id, face, weights)
+    return Hits(*(field.reshape(height, width, *field.shape[1:]) for field in fields))
 
 
 def _boxes(
@@ -126,19 +121,13 @@ def _boxes(
 ) -> tuple[Int[np.ndarray, '2 f'], Int[np.ndarray, '2 f']]:
     """First pixel (x, y) of each triangle's box in the region, and the box's size."""
     ahead = seen[2] > near
-    any_ahead, all_ahead = (
-        step.reduce([ahead[column] for column in columns])
-        for step in (np.logical_or, np.logical_and)
-    )
+    any_ahead, all_ahead = ahead[columns].any(axis=0), ahead[columns].all(axis=0)
     low, span = (np.empty((2, columns.shape[1]), np.int64) for _ in range(2))
     for axis, side in enumerate((width, height)):
-        at = seen[axis] / np.where(ahead, seen[2], 1.0)
-        first, second, third = (at[column] for column in columns)
-        least = np.minimum(np.minimum(first, second), third)
-        most = np.maximum(np.maximum(first, second), third)
+        at = (seen[axis] / np.where(ahead, seen[2], 1.0))[columns]
         # What reaches behind the eye may be anywhere.
-        start = np.where(all_ahead, np.ceil(np.clip(least, 0, side)), 0)
-        end = np.where(all_ahead, np.floor(np.clip(most, -1, side - 1)), side - 1)
+        start = np.where(all_ahead, np.ceil(np.clip(at.min(axis=0), 0, side)), 0)
+        end = np.where(all_ahead, np.floor(np.clip(at.max(axis=0), -1, side - 1)), side - 1)
         low[axis], span[axis] = start, np.where(any_ahead, np.maximum(end - start + 1, 0), 0)
     return low, span
 

@@ -196,9 +196,6 @@ _WHITENESS = 0.6
 def surroundings(picture: Float[np.ndarray, 's s 3']) -> Float[np.ndarray, '16 32 3']:
     """Light from everywhere that goes with a backdrop: rough, and brighter from above.
 
-    Args:
-        picture: what the camera sees behind the hand.
-
     Returns:
         Latitudes, from above to below, by longitudes.
     """

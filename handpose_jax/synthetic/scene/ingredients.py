@@ -63,16 +63,11 @@ def add_body(
             faces = (np.cumsum(used) - 1)[faces]
             if is_arm and region == types.SKIN:
                 material = dress.arm
-            surface = mitsuba_renderer.Surface(
-                vertices=vertices[used],
-                normals=normals[used],
-                faces=faces[:, ::-1] if view.is_left else faces,
-                uv=posed.uv[used],
-                material=material,
-            )
+            faces = faces[:, ::-1] if view.is_left else faces
+            shape = shapes.Shape(vertices[used], normals[used], faces, posed.uv[used])
             value = (labels.FOREARM if is_arm else labels.HAND) if labelled else 0
             part = ('worn' if is_arm else 'hand') if labelled else 'thing'
-            items.append(Item(surface, part, value))
+            items.append(_item(shape, material, part, value))
 
 
 _INTO_SLEEVE = 0.04

@@ -41,12 +41,9 @@ class Staging(NamedTuple):
 def find_visible(
     picture: mitsuba_renderer.Picture, staging: Staging, size: int
 ) -> Bool[np.ndarray, '21']:
-    """Keypoints in the picture with nothing before them but their own flesh and what is worn on it.
+    """Which keypoints only their own flesh, and what is worn on it, lies before.
 
-    Args:
-        picture: as staged.
-        staging: what is known about it.
-        size: side of the final picture, pixels.
+    They must also be inside the final picture, which is `size` pixels a side.
     """
     keypoints = project(staging.camera, staging.keypoints_3d)
     inside = ((keypoints >= -0.5) & (keypoints <= size - 0.5)).all(axis=1)

@@ -211,11 +211,9 @@ def _relief(folder: str, step: int) -> np.ndarray | None:
 
 
 def relief(folder: str, strength: float) -> np.ndarray | None:
-    """The skin's normal map in a folder (see read_textures), made weaker.
+    """The skin's normal map in a folder (see read_textures) with less steep slopes.
 
-    Args:
-        folder: with textures.
-        strength: factor on its slopes, 0..1, rounded to one of a few, so that each is made once.
+    `strength` is the factor on them, 0..1, rounded to one of a few, so that each is made once.
     """
     return _relief(folder, max(1, round(_STRENGTHS * strength)))
 

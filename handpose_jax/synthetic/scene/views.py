@@ -55,11 +55,7 @@ _ATTEMPTS = 12
 
 
 def sample(
-    rng: np.random.Generator,
-    posed: types.PosedBody,
-    arm: props.Arm,
-    is_left: bool,
-    size: int,
+    rng: np.random.Generator, posed: types.PosedBody, arm: props.Arm, is_left: bool, size: int
 ) -> View:
     """A camera that sees the whole hand, and not the end of the forearm if that can be had."""
     mirror = _MIRROR if is_left else np.ones(3)
