@@ -146,8 +146,8 @@ def export(
 
     Returns:
         What W/export/export.json holds: the metadata; the figures of the gate ('gate' of what is
-        delivered, 'refused' of what is not); 'kept', the artefacts of the export before, and
-        'not_kept', a sentence for each that is in it no more.
+        delivered, 'refused' of what is not); 'delivered', the artefacts that were made, 'kept',
+        those of the export before, and 'not_kept', a sentence for each of those that went.
 
     Raises:
         Refused: if artefacts do not keep the gate's limits, do not run or cannot be written, with

@@ -27,7 +27,7 @@ SIZE = 32
 HANDS = 40
 
 # More than any of these needs; a file's damage must not make it large.
-SECONDS = 2.5
+SECONDS = 1.5
 
 
 def files_of(path):
