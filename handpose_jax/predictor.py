@@ -1,6 +1,5 @@
 """A trained network, ready for photographs: what `handpose_jax.load` returns."""
 
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
-from handpose_jax import geometry, runtimes
+from handpose_jax import geometry, runtimes, sidecars
 from handpose_jax.data import images
 from handpose_jax.data.transforms import CROP_RULE, crop_image
 from handpose_jax.evaluation import calibration
@@ -123,17 +122,15 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Predict
     Args:
         path: the workdir of a training run, which needs JAX; or a .tflite, .onnx or .stablehlo file
             or SavedModel folder that `handpose export` wrote, which needs its own runtime alone.
-            The JSON beside an exported file tells how it crops.
+            The JSON beside an exported file tells how it crops, and must agree with the file.
         threads: of the CPU, for exported files.
 
     Raises:
-        ValueError: for a path that is neither, a workdir without a checkpoint, or a runtime that is
-            not installed.
+        ValueError: for a path that is neither, a workdir without a checkpoint, a damaged file, or a
+            runtime that is not installed.
     """
     place = Path(path)
-    backend = _BACKENDS.get(place.suffix) or (
-        'saved_model' if (place / 'saved_model.pb').exists() else None
-    )
+    backend = _BACKENDS.get(place.suffix) or ('saved_model' if _is_saved_model(place) else None)
     if backend is not None:
         scale, step = _read_sidecar(place)
         runtime = runtimes.load(str(place), backend, threads=threads)
@@ -156,24 +153,22 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Predict
     )
 
 
+def _is_saved_model(place: Path) -> bool:
+    # One that has lost files is still one that was exported, and no workdir.
+    return (place / 'saved_model.pb').exists() or (
+        place.name == 'saved_model' and sidecars.path_of(place).exists()
+    )
+
+
 def _read_sidecar(path: Path) -> tuple[float, int]:
-    beside = path.with_name(f'{path.name}.json')
+    about, beside = sidecars.read(path), sidecars.path_of(path)
     try:
-        about = json.loads(beside.read_text())
         crop, step = about['crop'], int(about['checkpoint_step'])
         scale = float(crop['scale'] or 1.0)
         # Earlier exports were cropped by the same rule, and did not tell all of it.
         rule = {name: crop.get(name, ours) for name, ours in CROP_RULE.items()}
-    except FileNotFoundError:
-        missing = beside if path.exists() else path
-        raise ValueError(
-            f'{missing}: no such file; an exported network is two files, NAME and NAME.json, '
-            'written by handpose export'
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f'{beside}: expected what handpose export writes beside a network, got {error!r}'
-        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise sidecars.not_ours(beside, error) from error
     for name, ours in CROP_RULE.items():
         if rule[name] != ours:
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from handpose_jax import sessions
+from handpose_jax import sessions, sidecars
 from handpose_jax.process import extras
 from handpose_jax.types import Prediction
 
@@ -66,15 +66,16 @@ def load(path: str, backend: str, *, threads: int | None = None) -> Runtime:
 
     Args:
         path: for 'jax' a workdir; for the others what handpose_jax.export wrote: a .tflite, .onnx
-            (which 'openvino' reads too) or .stablehlo file, or the folder of a SavedModel.
+            (which 'openvino' reads too) or .stablehlo file, or the folder of a SavedModel, which
+            must agree with the sidecar beside it.
         backend: a key of BACKENDS.
         threads: of the CPU; None lets the runtime choose. For 'jax' and 'stablehlo' None: XLA's
             threads are chosen before JAX starts, see handpose_jax.process.threads. TensorFlow
             ('saved_model') takes it once in a process.
 
     Raises:
-        ValueError: for an unknown backend, a path that is not there, threads that cannot be set, or
-            a runtime that is not installed.
+        ValueError: for an unknown backend, a path that is not there, a file that is not what was
+            exported, threads that cannot be set, or a runtime that is not installed.
     """
     if backend not in BACKENDS:
         raise ValueError(f'backend: expected one of {", ".join(BACKENDS)}, got {backend!r}')
@@ -87,6 +88,8 @@ def load(path: str, backend: str, *, threads: int | None = None) -> Runtime:
         )
     if backend != 'jax' and not Path(path).exists():
         raise ValueError(f'{path}: no such file; write it with handpose export')
+    if backend != 'jax':
+        sidecars.verify(Path(path))
     try:
         return BACKENDS[backend](path, threads)
     except ModuleNotFoundError as error:

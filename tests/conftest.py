@@ -28,7 +28,8 @@ import pytest
 
 # The fast set: what needs neither a compiled network, nor a renderer, nor many processes.
 _FAST = (
-    *('test_geometry', 'test_hand', 'test_imports', 'test_predictor', 'test_visualize'),
+    *('test_geometry', 'test_hand', 'test_imports', 'test_predictor', 'test_sidecars'),
+    'test_visualize',
     *('data/conversion/', 'data/test_images', 'data/test_sources', 'data/test_transforms'),
     'data/test_resampling',
     *('evaluation/test_metrics', 'evaluation/test_protocols', 'training/test_early_stopping'),

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = 'handpose_jax'
 
 TIERS = (
-    {'config', 'process', 'hand', 'types', 'sessions'},
+    {'config', 'process', 'hand', 'types', 'sessions', 'sidecars'},
     {'geometry'},
     {'heatmaps', 'models', 'evaluation', 'synthetic', 'visualize'},
     {'data'},

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import handpose_jax
+from handpose_jax import sidecars
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('setuptools', minversion='77', reason='building a wheel takes setuptools 77')
@@ -146,8 +147,7 @@ def exported(tmp_path):
         graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=onnx.IR_VERSION_2023_5_5
     )
     onnx.save(model, tmp_path / 'hand.onnx')
-    beside = {'crop': {'scale': 2.0}, 'checkpoint_step': 7}
-    (tmp_path / 'hand.onnx.json').write_text(json.dumps(beside), encoding='utf-8')
+    sidecars.write(tmp_path / 'hand.onnx', {'crop': {'scale': 2.0}, 'checkpoint_step': 7})
     picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / 'photo.jpg')
     return tmp_path

@@ -38,6 +38,7 @@ from handpose_jax.evaluation.metrics import (
     read_evaluation,
 )
 from handpose_jax.process import storage
+from handpose_jax.process.digests import digest_of_json
 
 CALIBRATION_FILE = 'calibration.json'
 
@@ -182,7 +183,7 @@ def save(workdir: str | os.PathLike[str], calibration: Calibration) -> None:
     path = storage.folder(workdir) / CALIBRATION_FILE
     temporary = path.parent / f'{path.name}.new'
     try:
-        temporary.write_text(json.dumps({'checksum': _checksum(content), **content}) + '\n')
+        temporary.write_text(json.dumps({'checksum': digest_of_json(content), **content}) + '\n')
         temporary.replace(path)
     except OSError as error:
         raise ValueError(f'{path}: cannot be written ({error.strerror})') from error
@@ -208,7 +209,7 @@ def load(workdir: str | os.PathLike[str]) -> Calibration | None:
     version = content.get('format') if isinstance(content, dict) else None
     if version != _FORMAT:
         raise ValueError(f'{path}: expected a calibration of format {_FORMAT}; {again}')
-    if content.pop('checksum', None) != _checksum(content):
+    if content.pop('checksum', None) != digest_of_json(content):
         raise ValueError(
             f'{path}: its content does not agree with its checksum, so it is damaged or was '
             f'changed by hand; {again}'
@@ -392,10 +393,6 @@ def _row(
 
 def _coverage(error: Float[np.ndarray, 'm'], std: Float[np.ndarray, 'm']) -> dict[str, float]:
     return {name: float((error <= radius * std).mean()) for name, (radius, _) in _DISCS.items()}
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'handpose calibrate') -> None:

@@ -15,8 +15,10 @@ import dataclasses
 import functools
 import io
 import json
+import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -35,6 +37,13 @@ Source: Gouidis et al. 2019, section 4 and table 1.
 """
 
 EVALUATION_FILE = 'evaluation.npz'
+
+# What the reader of zip files raises for those that are damaged: a flipped bit may also tell of
+# another compression, of a password or of a later version.
+_DAMAGED = (
+    *(ValueError, KeyError, EOFError, OSError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -555,6 +564,10 @@ def read_evaluation(path: str | os.PathLike[str]) -> EvaluationRecord:
             f'{path}: no evaluation to read ({error.strerror}); make one with handpose evaluate'
         ) from error
     try:
+        # NumPy itself stops reading, and so comparing checksums, where an array's header says so.
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f'{damaged} does not agree with its checksum')
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             # Files of versions before 0.2 call `valid` counted.
             names = {'valid': 'counted'} if 'counted' in stored.files else {}
@@ -565,7 +578,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> EvaluationRecord:
             return EvaluationRecord(
                 KeypointErrors(**columns), stored['image_id'], json.loads(str(stored['meta']))
             )
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f'{path}: expected the file of an evaluation, got another or a damaged one ({error}); '
             'make it anew with handpose evaluate'

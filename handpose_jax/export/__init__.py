@@ -3,11 +3,10 @@
     handpose export --workdir W
 
 Everything is behind a gate: an artefact that does not find the same keypoints as JAX, in its own
-runtime and in a fresh process, fails the export, and none is left.
+runtime and in a fresh process, is not delivered, and fails the command after the others are.
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -23,20 +22,33 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from handpose_jax import hand, inference, models
+from handpose_jax import hand, inference, models, sidecars
 from handpose_jax.config import crop_scale, evaluation_data
 from handpose_jax.data import pipeline, sources, transforms
-from handpose_jax.export import fresh_run, gate, golden, graph, onnx, stablehlo, tflite
+from handpose_jax.export import folder, fresh_run, gate, golden, graph, onnx, stablehlo, tflite
 from handpose_jax.process import extras, storage
 from handpose_jax.types import Source
 
-FOLDER = 'export'
+FOLDER = folder.NAME
 """In the workdir."""
 
-SUMMARY_FILE = 'export.json'
+SUMMARY_FILE = folder.SUMMARY_FILE
 
 NUM_IMAGES = 128
 """Crops that the gate compares on, and as many that int8 is calibrated with."""
+
+
+class Refused(ValueError):
+    """The gate refuses artefacts; those that passed are delivered.
+
+    Attributes:
+        summary: what export would have returned.
+    """
+
+    def __init__(self, message: str, summary: dict[str, Any]) -> None:
+        """See export, which raises it."""
+        super().__init__(message)
+        self.summary = summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +132,10 @@ def export(
     num_images: int = NUM_IMAGES,
     config: ConfigDict | None = None,
 ) -> dict[str, Any]:
-    """Writes W/export from a workdir's newest checkpoint, if everything passes the gate.
+    """Writes W/export from a workdir's newest checkpoint: all that passes the gate.
 
-    An earlier W/export is removed first.
+    An earlier W/export stays until the new one is complete, and where nothing passes. What it holds
+    of the same checkpoint and was not asked for is in the new one too.
 
     Args:
         workdir: of a training run; its data must be there.
@@ -132,11 +145,14 @@ def export(
             workdir's own.
 
     Returns:
-        What W/export/export.json holds: the metadata, and the figures of the gate.
+        What W/export/export.json holds: the metadata; the figures of the gate ('gate' of what is
+        delivered, 'refused' of what is not); 'delivered', the artefacts that were made, 'kept',
+        those of the export before, and 'not_kept', a sentence for each of those that went.
 
     Raises:
-        ValueError: if something cannot be exported, or the gate's limits are not kept, with the
-            table of its figures; W/export does not exist then.
+        Refused: if artefacts do not keep the gate's limits, do not run or cannot be written, with
+            the table of its figures, after the others are delivered.
+        ValueError: if nothing can be exported; W/export is as it was then.
     """
     chosen = _choose(only)
     if storage.is_bucket(workdir):
@@ -149,14 +165,36 @@ def export(
         raise ValueError(
             f'config.size: expected {trained.config.size} as in {workdir}, got {config.size}'
         )
-    target = Path(workdir) / FOLDER
-    if target.exists() and not (target / SUMMARY_FILE).exists():
+    place = storage.folder(workdir)
+    target = place / FOLDER
+    try:
+        with folder.unfinished(place) as new:
+            folder.check(target, _names())
+            summary = _fill(new, target, trained, config, chosen, num_images)
+            if summary['delivered']:
+                folder.swap_in(new, place)
+    except OSError as error:
         raise ValueError(
-            f'{target}: is there, but was not written by an export (no {SUMMARY_FILE}); move it '
-            'away'
+            f'{target}: cannot be written ({error}); what was there before is as it was'
+        ) from error
+    if summary['refused']:
+        raise Refused(
+            f'workdir {workdir}: the gate refuses {_listed(summary["refused"])}, not delivered; '
+            f'{_left(target, summary)}\n{_table(summary)}',
+            summary,
         )
-    # An old one beside a failed new one would look as if it had passed.
-    shutil.rmtree(target, ignore_errors=True)
+    return summary
+
+
+def _fill(
+    new: Path,
+    target: Path,
+    trained: graph.Trained,
+    config: ConfigDict,
+    chosen: dict[str, Artefact],
+    num_images: int,
+) -> dict[str, Any]:
+    """Makes a complete export in an empty folder, and returns its summary."""
     lax, auto, for_jax = (
         graph.make_graph(
             trained.config, trained.variables, implementation=implementation, portable=portable
@@ -169,56 +207,159 @@ def export(
     metadata['golden'] = golden.describe(example, keypoints)
     calibration = crops(config, config.train_split, num_images)['image']
     given = Given(lax, auto, for_jax, calibration, metadata)
-    shown = np.concatenate([reference.images, example.crop[None]])
-    # In the workdir: a folder elsewhere may be on another disk, and could not be renamed.
-    with tempfile.TemporaryDirectory(dir=workdir, prefix='export_unfinished_') as temporary:
-        folder, scratch = Path(temporary) / FOLDER, Path(temporary) / 'scratch'
-        folder.mkdir()
-        scratch.mkdir()
-        golden.write(example, folder)
-        rows = []
-        found: dict[str, Float[np.ndarray, '21 3']] = {}
-        for name, artefact in chosen.items():
-            path = folder / artefact.file
-            artefact.write(given, path)
-            for backend in _installed(artefact.backends):
-                maps, keypoints = fresh_run.run(backend, path, shown, scratch)
-                # The last is the golden crop, of which the gate knows no truth.
-                figures = gate.compare(reference, maps[:-1], keypoints[:-1], artefact.precision)
-                rows.append({'artefact': name, 'backend': backend, **figures})
-                found.setdefault(name, keypoints[-1])
-        if any(row['misses'] for row in rows):
-            raise ValueError(
-                f'workdir {workdir}: the gate refuses the export, nothing is written\n'
-                f'{gate.table(rows)}'
-            )
-        summary = {**metadata, 'reference_pck': reference.pck(reference.keypoints), 'gate': rows}
-        for name, artefact in chosen.items():
-            path = folder / artefact.file
-            own = {
-                **metadata,
-                'artefact': name,
-                'file': artefact.file,
-                'precision': artefact.precision,
-                'input': {
-                    **metadata['input'],
-                    'dtype': 'uint8' if name == 'tflite_int8' else 'float32',
-                    'batch': 1 if name.startswith('tflite') else 'any',
-                },
-                'bytes': sum(f.stat().st_size for f in _files(path)),
-                'sha256': _digest(path),
-                'golden': golden.describe(example, found[name]),
-                'gate': [row for row in rows if row['artefact'] == name],
-            }
-            _write_json(folder / f'{artefact.file}.json', own)
-        _write_json(folder / SUMMARY_FILE, summary)
-        folder.rename(target)
+    golden.write(example, new)
+    rows = {
+        name: _make(name, artefact, given, new, reference, example)
+        for name, artefact in chosen.items()
+    }
+    refused = {name for name, its in rows.items() if any(row['misses'] for row in its)}
+    delivered = [name for name in rows if name not in refused]
+    # Where nothing passes, the export before stays whole.
+    kept, not_kept = _keep(target, new, chosen, metadata) if delivered else ({}, [])
+    not_kept += [
+        f'{chosen[name].file} of the export before is not kept: the gate refuses the new one'
+        for name in chosen
+        if delivered and name in refused and (target / chosen[name].file).exists()
+    ]
+    passed = {**kept, **{name: rows[name] for name in delivered}}
+    summary = {
+        **metadata,
+        'reference_pck': reference.pck(reference.keypoints)[0],
+        'delivered': delivered,
+        'kept': list(kept),
+        'not_kept': not_kept,
+        'gate': [row for name in ARTEFACTS for row in passed.get(name, ())],
+        'refused': [row for name in chosen if name in refused for row in rows[name]],
+    }
+    content = json.dumps(summary, indent=2)
+    (new / SUMMARY_FILE).write_text(f'{content}\n', encoding='utf-8')
     return summary
+
+
+def _make(
+    name: str,
+    artefact: Artefact,
+    given: Given,
+    new: Path,
+    reference: gate.Reference,
+    example: golden.Golden,
+) -> list[dict[str, Any]]:
+    """Writes one artefact and its sidecar, and leaves them if they pass the gate.
+
+    Returns:
+        The gate's rows.
+    """
+    path = new / artefact.file
+    shown = np.concatenate([reference.images, example.crop[None]])
+    rows: list[dict[str, Any]] = []
+    found: list[Float[np.ndarray, '21 3']] = []
+    about = _about(name, artefact, given.metadata)
+    try:
+        artefact.write(given, path)
+        # The gate opens it as people do, and so the sidecar must be there.
+        sidecars.write(path, about)
+    except (OSError, MemoryError):
+        raise
+    # Converters have a dozen kinds of errors, and the other artefacts need not suffer from one.
+    except Exception as error:
+        miss = f'cannot be written ({type(error).__name__}: {error})'
+        rows.append({'artefact': name, 'backend': '', 'misses': [miss]})
+    for backend in () if rows else _installed(artefact.backends):
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                maps, keypoints = fresh_run.run(backend, path, shown, Path(scratch))
+        except ValueError as error:
+            rows.append({'artefact': name, 'backend': backend, 'misses': [str(error)]})
+            continue
+        # The last is the golden crop, of which the gate knows no truth.
+        figures = gate.compare(reference, maps[:-1], keypoints[:-1], artefact.precision)
+        rows.append({'artefact': name, 'backend': backend, **figures})
+        found.append(keypoints[-1])
+    if any(row['misses'] for row in rows):
+        for leftover in (path, sidecars.path_of(path)):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+    else:
+        told = golden.describe(example, found[0])
+        sidecars.write(path, {**about, 'golden': told, 'gate': rows})
+    return rows
+
+
+def _keep(
+    target: Path, new: Path, chosen: dict[str, Artefact], metadata: dict[str, Any]
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """Copies what an older export has of the same checkpoint, and was not asked for.
+
+    Returns:
+        The gate's rows of each artefact that is kept, and a sentence about each that is not.
+    """
+    kept: dict[str, list[dict[str, Any]]] = {}
+    not_kept: list[str] = []
+    for name, artefact in ARTEFACTS.items():
+        path = target / artefact.file
+        if name in chosen or not path.exists():
+            continue
+        try:
+            sidecars.verify(path)
+            about = sidecars.read(path)
+            if reason := _another(about, metadata):
+                raise ValueError(reason)
+        except ValueError as error:
+            not_kept.append(f'{artefact.file} of the export before is not kept: {error}')
+            continue
+        copy: Callable[[Path, Path], Any] = shutil.copytree if path.is_dir() else shutil.copy2
+        copy(path, new / artefact.file)
+        shutil.copy2(sidecars.path_of(path), new)
+        kept[name] = about.get('gate', [])
+    return kept, not_kept
+
+
+def _another(about: dict[str, Any], metadata: dict[str, Any]) -> str:
+    """Why an artefact cannot stand beside new ones; nothing if it can."""
+    old, new = about.get('checkpoint_step'), metadata['checkpoint_step']
+    if old != new:
+        return f'it is of step {old}, and this export of step {new}'
+    # A sidecar has lists where there were tuples.
+    plain = json.loads(json.dumps(metadata))
+    for field in ('checkpoint_sha256', 'crop', 'decode', 'outputs'):
+        if about.get(field) != plain[field]:
+            return f'its {field} is another'
+    # It tells what it finds in the picture, of which the folder has one.
+    pictured = about.get('golden')
+    if isinstance(pictured, dict) and pictured.get('box') != plain['golden']['box']:
+        return 'its golden picture is another'
+    return ''
+
+
+def _names() -> list[str]:
+    """Everything that exports write into their folder, but for the summary."""
+    files = [artefact.file for artefact in ARTEFACTS.values()]
+    return [golden.FOLDER, *files, *(sidecars.path_of(Path(file)).name for file in files)]
 
 
 def describe(workdir: str, summary: dict[str, Any]) -> str:
     """What an export found and where it is, for people."""
-    return f'{gate.table(summary["gate"])}\n{Path(workdir) / FOLDER}'
+    target = storage.folder(workdir) / FOLDER
+    return f'{_table(summary)}\n{_left(target, summary)}'
+
+
+def _table(summary: dict[str, Any]) -> str:
+    rows = [*summary['gate'], *summary['refused']]
+    return '\n'.join([gate.table(rows), *summary['not_kept']])
+
+
+def _left(target: Path, summary: dict[str, Any]) -> str:
+    if not summary['delivered']:
+        return f'{target} is as it was' if target.exists() else 'nothing is written'
+    kept = summary['kept']
+    told = f'{target} has {", ".join(summary["delivered"])}'
+    return f'{told}, and of the export before {", ".join(kept)}' if kept else told
+
+
+def _listed(rows: Sequence[dict[str, Any]]) -> str:
+    return ', '.join(dict.fromkeys(row['artefact'] for row in rows))
 
 
 def _choose(only: Sequence[str]) -> dict[str, Artefact]:
@@ -301,6 +442,20 @@ def _reference(
     )
 
 
+def _about(name: str, artefact: Artefact, metadata: dict[str, Any]) -> dict[str, Any]:
+    """What the sidecar of an artefact tells before the gate has seen it."""
+    return {
+        **metadata,
+        'artefact': name,
+        'precision': artefact.precision,
+        'input': {
+            **metadata['input'],
+            'dtype': 'uint8' if name == 'tflite_int8' else 'float32',
+            'batch': 1 if name.startswith('tflite') else 'any',
+        },
+    }
+
+
 def _metadata(trained: graph.Trained, exported: graph.Graph) -> dict[str, Any]:
     config = trained.config
     data = evaluation_data(config)
@@ -357,20 +512,3 @@ def _is_installed(distribution: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in _files(path):
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')

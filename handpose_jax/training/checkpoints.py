@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from handpose_jax.process import distributed, storage
+from handpose_jax.process.digests import digest_of_json
 from handpose_jax.training.early_stopping import EarlyStopping
 from handpose_jax.training.state import TrainState
 from handpose_jax.training.workdirs import (
@@ -34,7 +35,6 @@ from handpose_jax.training.workdirs import (
     DamagedCheckpoint,
     absolute,
     differences_that_matter,
-    digest_of_json,
     digests,
     load_config,
     newest_whole,

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from handpose_jax.process import distributed, storage
+from handpose_jax.process.digests import digest_of_json
 
 CONFIG_FILE = 'config.json'
 CHECKPOINTS = 'checkpoints'
@@ -152,11 +153,6 @@ def digests(tree: Any) -> dict[str, str]:
         digest.update(values.data if values.size else b'')
         found[jax.tree_util.keystr(path)] = digest.hexdigest()
     return found
-
-
-def digest_of_json(value: Any) -> str:
-    """A SHA-256 of JSON values, however they are spaced."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_checkpoint(folder: Any, **templates: Any) -> dict[str, Any]:

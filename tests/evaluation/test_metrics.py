@@ -639,6 +639,21 @@ def test_no_evaluation_or_a_damaged_one_is_said(tmp_path):
             metrics.read_evaluation(path)
 
 
+def test_a_header_that_tells_of_fewer_numbers_is_damage(tmp_path):
+    """NumPy reads only so many, and never comes to where the zip's checksum is compared."""
+    path = tmp_path / 'evaluation.npz'
+    metrics.write_evaluation(path, make_record(200))
+    with np.load(path) as stored:
+        columns = dict(stored)
+    np.savez(path, **columns)  # not compressed
+    metrics.read_evaluation(path)
+    path.write_bytes(path.read_bytes().replace(b'(200, 21)', b'(100, 21)'))
+    with np.load(path) as stored:
+        assert len(stored['error_image']) == 100
+    with pytest.raises(ValueError, match='does not agree with its checksum'):
+        metrics.read_evaluation(path)
+
+
 def test_a_pickle_in_the_file_is_not_read(tmp_path):
     path = tmp_path / 'evaluation.npz'
     metrics.write_evaluation(path, make_record())
