@@ -1,7 +1,7 @@
 """Images per second: of input, training step, rendering, and preparing data sets.
 
-    python benchmarks/throughput.py                         drawn hands, no download
-    HANDPOSE_ASSETS=DIR python benchmarks/throughput.py     photographs of DIR/real_hands too
+    python benchmarks/throughput.py                         # drawn hands, no download
+    HANDPOSE_ASSETS=DIR python benchmarks/throughput.py     # photographs of DIR/real_hands too
 
 Writes benchmarks/results/throughput.json. Rounds of the measurements alternate, so that a noisy
 machine does not favour one of them; the median round counts and the spread is kept beside it.
