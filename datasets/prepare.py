@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from handpose_jax.process import command_line
+
 HERE = pathlib.Path(__file__).parent
 
 
@@ -32,7 +34,7 @@ def load_builder(path: pathlib.Path) -> ModuleType:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """The command line; user errors end as one message and exit code 1."""
-    parser = argparse.ArgumentParser(
+    parser = command_line.Parser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     # Builders have options named --name: the data set must be kept under a name that none takes.
@@ -49,10 +51,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         )
         builders[name].add_arguments(command)
     arguments = parser.parse_args(argv)
-    try:
+    for option, least in (('workers', 1), ('seed', 0)):
+        value = getattr(arguments, option, None)
+        if isinstance(value, int) and value < least:
+            parser.error(f'argument --{option}: expected {least} or more, got {value}')
+    with command_line.told():
         builders[arguments._data_set].prepare(arguments)
-    except ValueError as error:
-        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':
