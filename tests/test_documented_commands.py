@@ -529,3 +529,29 @@ def test_commands(page, trained, seen, tmp_path, monkeypatch):
             except Exception as error:
                 pytest.fail(f'{page}: {said}: {type(error).__name__}: {error}')
             assert fits, f'{page}: {said}: no way of running it is known here'
+
+
+# Those that render few pictures, and with nothing of the user's own.
+RENDERS = {
+    ' '.join(words): words[2:]
+    for found in DOCUMENTED.values()
+    for words in found
+    if words[1:3] in (['datasets/prepare.py', RENDERED], ['prepare', RENDERED])
+    and int(value_of('--count', words) or 1000) <= 12
+    and '--rig' not in words
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('command', RENDERS)
+def test_pictures_are_rendered(command, tmp_path, monkeypatch):
+    words = RENDERS[command]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['prepare.py', *words])
+    finished(lambda: runpy.run_path(str(DATASETS / 'prepare.py'), run_name='__main__'))
+    count = int(value_of('--count', words))
+    if folder := value_of('--rhd', words):
+        assert len(list(Path(folder, 'training', 'color').iterdir())) == count
+    else:
+        source = prepared.PreparedSource(value_of('--data_dir', words), split='train')
+        assert len(source) == count
