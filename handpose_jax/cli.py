@@ -4,12 +4,12 @@ Nothing heavy is imported before a sub-command is chosen, so that --help answers
 """
 
 import importlib
-import pathlib
 import runpy
 import sys
 from collections.abc import Sequence
 
 import handpose_jax
+from handpose_jax.process import extras, shipped, streams
 
 # The verbs that take a config are flags of main.py; the others have a `main(argv, prog)` each.
 _MODES = {
@@ -29,9 +29,20 @@ _SCRIPTS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a sub-command."""
+    """Runs a sub-command; one that lacks a package ends with the line that installs it."""
     words = list(sys.argv[1:] if argv is None else argv)
     verb, rest = (words[0], words[1:]) if words else ('--help', [])
+    with streams.guarded():
+        try:
+            _run(verb, rest)
+        except ModuleNotFoundError as error:
+            told = extras.missing(error, f'handpose {verb}')
+            if told is None:
+                raise
+            sys.exit(f'error: {told}')
+
+
+def _run(verb: str, rest: list[str]) -> None:
     if verb in ('-h', '--help'):
         print(_usage())
     elif verb == '--version':
@@ -62,12 +73,9 @@ def _usage() -> str:
 
 
 def _run_script(verb: str, rest: list[str]) -> None:
-    # The scripts stand beside the package in the checkout, where people add data sets of their own.
-    script = pathlib.Path(__file__).parents[1] / 'datasets' / f'{verb}.py'
-    if not script.exists():
-        sys.exit(f'error: handpose {verb} needs the checkout of handpose_jax, installed by pip -e')
+    script = runpy.run_path(str(shipped.folder('datasets') / f'{verb}.py'))
     sys.argv = [f'handpose {verb}', *rest]
-    runpy.run_path(str(script), run_name='__main__')
+    script['main']()
 
 
 if __name__ == '__main__':

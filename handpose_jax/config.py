@@ -13,6 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from handpose_jax.process import shipped
+
 CROP_SCALE = 2.2
 """Side of the crop over the longest side of the hand's box. Source: Simon et al. 2017."""
 
@@ -266,17 +268,44 @@ def load(name: str | Path) -> ConfigDict:
     """Loads a config file.
 
     Args:
-        name: its path, and a variant behind a colon if one is wanted: 'configs/cmu.py:smoke'.
+        name: see find.
 
     Raises:
         ValueError: for a file that is not there, or an unknown variant.
     """
-    path, _, variant = str(name).partition('.py')
-    file = Path(f'{path}.py')
-    if not file.is_file():
-        raise ValueError(f'{file}: no such config; configs/ holds some')
-    config: ConfigDict = runpy.run_path(str(file))['get_config'](variant.removeprefix(':'))
+    file, variant = find(name)
+    config: ConfigDict = runpy.run_path(str(file))['get_config'](
+        # A config of one's own may know no variants.
+        *([variant] if variant else [])
+    )
     return config
+
+
+def find(name: str | Path) -> tuple[Path, str]:
+    """Finds a config file.
+
+    Args:
+        name: its path, or the bare name of one that comes with the package, and a variant behind a
+            colon if one is wanted: 'configs/cmu.py:smoke', 'cmu:smoke'.
+
+    Returns:
+        The file, and the variant, '' for none.
+
+    Raises:
+        ValueError: for a file that is not there.
+    """
+    path, _, variant = str(name).rpartition(':')
+    # The colon of a drive of Windows is followed by a folder.
+    if not path or '/' in variant or '\\' in variant:
+        path, variant = str(name), ''
+    ours = shipped.folder('configs')
+    file = Path(path) if path.endswith('.py') else ours / f'{path}.py'
+    if not file.is_file():
+        names = ', '.join(sorted(one.stem for one in ours.glob('*.py')))
+        raise ValueError(
+            f'config {name}: no such file; give the path of a .py file, or one of {names}'
+        )
+    return file, variant
 
 
 def check(config: ConfigDict) -> None:

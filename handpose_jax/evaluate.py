@@ -75,6 +75,7 @@ class Evaluation:
         self._size = config.size
         data = evaluation_data(config)
         self._source = sources.load_source(split=config.eval_split, **data)
+        sources.check_images(self._source)
         self._notes = _check_normaliser(self._protocol, self._source, data)
         self._batches = pipeline.eval_batches(
             self._source,

@@ -12,6 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from handpose_jax import config
+from handpose_jax.process import streams
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Path of a config, e.g. configs/cmu.py or configs/cmu.py:smoke.'
@@ -97,15 +98,22 @@ def run(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the command's name and its flags; None for those of this process.
     """
-    app.run(main, list(sys.argv if argv is None else argv), flags_parser=_parse_flags)
+    with streams.guarded():
+        app.run(main, list(sys.argv if argv is None else argv), flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    name = _config_of(argv)
+    name = ''
     try:
-        if name is not None:
-            # The library of the flag says the same with ten lines of its own code.
+        place, prefix = _place_of_config(argv)
+        if place:
+            name = argv[place].removeprefix(prefix)
+            # The library of the flag says what is wrong with ten lines of its own code, and does
+            # not know the bare names of configs.
             config.load(name)
+            file, variant = config.find(name)
+            argv = [*argv]
+            argv[place] = f'{prefix}{file}' + f':{variant}' * bool(variant)
         return flags.FLAGS(argv)
     except (ValueError, flags.Error) as error:
         sys.exit(f'error: {error}')
@@ -123,13 +131,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
         )
 
 
-def _config_of(argv: list[str]) -> str | None:
+def _place_of_config(argv: list[str]) -> tuple[int, str]:
+    """Which word names the config, 0 for none, and what stands before the name in it."""
     for i, word in enumerate(argv[1:], start=1):
-        if word in ('--config', '-config'):
-            return argv[i + 1] if i + 1 < len(argv) else None
+        if word in ('--config', '-config') and i + 1 < len(argv):
+            return i + 1, ''
         if word.startswith(('--config=', '-config=')):
-            return word.partition('=')[2]
-    return None
+            return i, f'{word.partition("=")[0]}='
+    return 0, ''
 
 
 if __name__ == '__main__':

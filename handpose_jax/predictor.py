@@ -17,6 +17,7 @@ from handpose_jax.data.transforms import CROP_RULE, crop_image
 from handpose_jax.evaluation import calibration
 from handpose_jax.evaluation.metrics import EPE_FRAME
 from handpose_jax.hand import KEYPOINT_NAMES
+from handpose_jax.process import extras
 
 _SIDES = ('left', 'right')
 
@@ -137,8 +138,14 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Predict
         scale, step = _read_sidecar(place)
         runtime = runtimes.load(str(place), backend, threads=threads)
         return Predictor(runtime, crop_scale=scale, step=step)
-    from handpose_jax import inference
-    from handpose_jax.config import crop_scale
+    try:
+        from handpose_jax import inference
+        from handpose_jax.config import crop_scale
+    except ModuleNotFoundError as error:
+        told = extras.missing(error, f'{path}: a workdir (exported files open without it)')
+        if told is None:
+            raise
+        raise ValueError(told) from error
 
     run = inference.load_run(str(path))
     return Predictor(

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from handpose_jax import sessions
+from handpose_jax.process import extras
 from handpose_jax.types import Prediction
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 Arrays = tuple[Float[np.ndarray, 'b h w c'], Float[np.ndarray, 'b 21 3']]
 """Heatmaps, and keypoints (x, y in pixels of the image, confidence)."""
-
-HOW_TO_INSTALL = 'pip install -e ".[export]" tensorflow-cpu'
 
 _OUTPUTS = ('heatmaps', 'keypoints')
 
@@ -91,10 +90,10 @@ def load(path: str, backend: str, *, threads: int | None = None) -> Runtime:
     try:
         return BACKENDS[backend](path, threads)
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f'backend {backend!r} needs the module {error.name}, which is not installed: '
-            f'{HOW_TO_INSTALL}'
-        ) from error
+        told = extras.missing(error, f'{path}: backend {backend!r}')
+        if told is None:
+            raise
+        raise ValueError(told) from error
 
 
 def of_run(run: 'TrainedRun') -> Runtime:

@@ -153,6 +153,7 @@ def train(
     batch_size = distributed.process_batch_size(config.batch_size, mesh, field='batch_size')
     checkpoints.check_workdir(workdir, config)
     source = sources.load_source(split=config.train_split, **source_settings(config.data))
+    sources.check_images(source)
     model = models.build(**config.model.to_dict())
     tx, rate = optimizers.build(num_steps=config.num_steps, **config.optimizer.to_dict())
     measured = metrics.metrics_of(protocols.get_protocol(config.protocol))

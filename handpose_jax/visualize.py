@@ -3,16 +3,15 @@
 Images are u8[h w 3], RGB. Nothing here changes its arguments.
 """
 
+import io
+import math
 import os
-import struct
-import zlib
 from collections.abc import Collection
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from handpose_jax import hand
 from handpose_jax.process import outputs, storage
@@ -32,8 +31,8 @@ _PAPER: Colour = (246, 246, 244)
 _MAT: Colour = (226, 226, 222)
 _INK: Colour = (30, 30, 30)
 
-# OpenCV draws at fractions of a pixel in fixed point: coordinates times 2 ** _SHIFT.
-_SHIFT = 6
+# Coordinates beyond count as this, px; a square of larger ones might overflow.
+_FARTHEST = 1e12
 
 
 def draw_hand(
@@ -79,22 +78,22 @@ def draw_hand(
         for parent, child in hand.BONES:
             if shown[parent] and shown[child]:
                 bone = thick if sure[parent] and sure[child] else 0.5 * thick
-                _line(
+                _stroke(
                     canvas,
                     keypoints[parent],
                     keypoints[child],
                     (colour or hand.keypoint_colour(child)) if fill else _OUTLINE,
-                    bone if fill else bone + 2 * rim,
+                    bone / 2 if fill else bone / 2 + rim,
                 )
         for keypoint in np.flatnonzero(shown):
             if not fill:
-                _disc(canvas, keypoints[keypoint], radius + rim, _OUTLINE)
+                _stroke(canvas, keypoints[keypoint], keypoints[keypoint], _OUTLINE, radius + rim)
     for keypoint in np.flatnonzero(shown):
         own = colour or hand.keypoint_colour(int(keypoint))
-        _disc(canvas, keypoints[keypoint], radius + rim, _OUTLINE)
-        _disc(canvas, keypoints[keypoint], radius, own)
+        _stroke(canvas, keypoints[keypoint], keypoints[keypoint], _OUTLINE, radius + rim)
+        _stroke(canvas, keypoints[keypoint], keypoints[keypoint], own, radius)
         if not sure[keypoint]:
-            _disc(canvas, keypoints[keypoint], 0.55 * radius, _OUTLINE)
+            _stroke(canvas, keypoints[keypoint], keypoints[keypoint], _OUTLINE, 0.55 * radius)
     return canvas
 
 
@@ -232,10 +231,6 @@ def prediction_sheet(
     return contact_sheet(tiles, texts, columns=columns, tile_size=tile_size, title=title)
 
 
-# The signature, and the chunk IHDR: the first of every PNG, and always as long.
-_PNG_HEADER = 8 + 25
-
-
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, 'h w 3']) -> None:
     """Writes an RGB image as PNG, marked as made by this package; makes the folder if absent.
 
@@ -244,12 +239,11 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, 'h w 3']) ->
     """
     target = storage.folder(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Encoded first: cv2.imwrite reports a full or read-only disk by a return value only.
-    _, data = cv2.imencode('.png', image[:, :, ::-1])
-    header, rest = data.tobytes()[:_PNG_HEADER], data.tobytes()[_PNG_HEADER:]
-    text = b'tEXt' + outputs.PNG_TEXT
-    mark = struct.pack('>I', len(text) - 4) + text + struct.pack('>I', zlib.crc32(text))
-    target.write_bytes(header + mark + rest)
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text('Software', outputs.MADE_BY)
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, 'PNG', pnginfo=mark)
+    target.write_bytes(data.getvalue())
 
 
 def _draw_truth(
@@ -266,64 +260,39 @@ def _draw_truth(
     thin = max(1.0, tile_size / 256)
     for parent, child in hand.BONES:
         if shown[parent] and shown[child]:
-            _line(canvas, keypoints[parent], keypoints[child], _TRUTH, thin)
+            _stroke(canvas, keypoints[parent], keypoints[child], _TRUTH, thin / 2)
     for keypoint in np.flatnonzero(shown):
-        _disc(canvas, keypoints[keypoint], 1.6 * thin, _TRUTH)
+        _stroke(canvas, keypoints[keypoint], keypoints[keypoint], _TRUTH, 1.6 * thin)
     return canvas
 
 
-def _line(
+def _stroke(
     canvas: Picture,
     start: Float[np.ndarray, '2'],
     end: Float[np.ndarray, '2'],
     colour: Colour,
-    thickness: float,
+    radius: float,
 ) -> None:
-    cut = _clip(start, end, canvas.shape[1], canvas.shape[0], margin=2 * thickness + 2)
-    if cut is not None:
-        whole = max(1, round(thickness))
-        cv2.line(canvas, _fixed(cut[0]), _fixed(cut[1]), colour, whole, cv2.LINE_AA, _SHIFT)
-
-
-def _disc(canvas: Picture, centre: Float[np.ndarray, '2'], radius: float, colour: Colour) -> None:
-    height, width = canvas.shape[:2]
-    reach = radius + 2
-    if -reach < centre[0] < width + reach and -reach < centre[1] < height + reach:
-        # OpenCV's own circle is a rhombus at the small radii of a contact sheet.
-        angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
-        rim = centre + radius * np.column_stack([np.cos(angles), np.sin(angles)])
-        fixed = np.round(rim * 2**_SHIFT).astype(np.int32)
-        cv2.fillConvexPoly(canvas, fixed, colour, cv2.LINE_AA, _SHIFT)
-
-
-def _fixed(point: Float[np.ndarray, '2']) -> tuple[int, int]:
-    return round(float(point[0]) * 2**_SHIFT), round(float(point[1]) * 2**_SHIFT)
-
-
-def _clip(
-    start: Float[np.ndarray, '2'],
-    end: Float[np.ndarray, '2'],
-    width: int,
-    height: int,
-    margin: float,
-) -> tuple[Float[np.ndarray, '2'], Float[np.ndarray, '2']] | None:
-    """The part of a segment within the image and a margin (Liang and Barsky 1984); None if outside.
-
-    OpenCV's fixed point overflows without a word for coordinates far outside.
-    """
-    start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
-    low = np.array([-margin, -margin])
-    high = np.array([width + margin, height + margin])
-    step = end - start
-    first, last = 0.0, 1.0
-    for axis in range(2):
-        if step[axis] == 0:
-            if not low[axis] <= start[axis] <= high[axis]:
-                return None
-            continue
-        enter, leave = sorted((bound[axis] - start[axis]) / step[axis] for bound in (low, high))
-        first, last = max(first, enter), min(last, leave)
-    return (start + first * step, start + last * step) if first <= last else None
+    """Paints all that is within a radius of a segment, its rim by the share of each pixel."""
+    limit = np.array(canvas.shape[1::-1])
+    # From the end nearer to the image: the other may be so far away that no digits are left.
+    start, end = sorted(
+        np.clip(np.array([start, end], np.float64), -_FARTHEST, _FARTHEST),
+        key=lambda point: float(np.abs(point - limit / 2).max()),
+    )
+    low = np.clip(np.floor(np.minimum(start, end) - radius - 1), 0, limit).astype(int)
+    high = np.clip(np.ceil(np.maximum(start, end) + radius + 2), 0, limit).astype(int)
+    if (low >= high).any():
+        return
+    x = np.arange(low[0], high[0]) - start[0]
+    y = (np.arange(low[1], high[1]) - start[1])[:, None]
+    length = math.hypot(*(end - start))
+    dx, dy = (end - start) / max(length, 1e-9)
+    nearest = np.clip(x * dx + y * dy, 0, length)
+    distance = np.hypot(x - nearest * dx, y - nearest * dy)
+    share = np.clip(radius + 0.5 - distance, 0, 1)[..., None]
+    part = canvas[low[1] : high[1], low[0] : high[0]]
+    part[:] = np.rint(part + share * (np.array(colour) - part))
 
 
 def _resize(
@@ -331,11 +300,10 @@ def _resize(
 ) -> tuple[Picture, Float[np.ndarray, '*k 2']]:
     height, width = image.shape[:2]
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     # The sides are whole pixels, so each axis has its own exact factor.
     exact = np.array([size[0] / width, size[1] / height])
     moved = (keypoints + 0.5) * exact - 0.5
-    return cv2.resize(image, size, interpolation=method).astype(np.uint8), moved
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), moved
 
 
 def _letterbox(tile: Picture, size: int) -> Picture:

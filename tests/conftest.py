@@ -30,6 +30,7 @@ import pytest
 _FAST = (
     *('test_geometry', 'test_hand', 'test_imports', 'test_predictor', 'test_visualize'),
     *('data/conversion/', 'data/test_images', 'data/test_sources', 'data/test_transforms'),
+    'data/test_resampling',
     *('evaluation/test_metrics', 'evaluation/test_protocols', 'training/test_early_stopping'),
     *('training/test_provenance', 'training/test_writers', 'datasets/test_dataset_rhd'),
     'datasets/test_rhd_layout',

@@ -18,7 +18,7 @@ from handpose_jax import evaluate, predict, train
 from handpose_jax.config import load
 from handpose_jax.data.sources import SketchSource
 from handpose_jax.evaluation import report
-from handpose_jax.process import interruption
+from handpose_jax.process import interruption, lock
 
 ROOT = Path(__file__).parent.parent
 # The smallest network, which compiles fastest; the paper's is trained in test_paper_data.py.
@@ -128,6 +128,37 @@ def test_signals_are_as_before_after_a_run():
     with interruption.StopRequest():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_second_run_in_the_same_workdir_is_told_and_writes_nothing(tmp_path):
+    with (
+        lock.hold(tmp_path / 'w'),
+        pytest.raises(ValueError, match=r'process \d+ on .* is writing there'),
+    ):
+        train.train(smoke_config(), str(tmp_path / 'w'))
+    assert list((tmp_path / 'w').iterdir()) == []
+
+
+@pytest.mark.slow
+def test_data_that_moved_is_the_same_and_data_that_changed_is_named(tmp_path):
+    write_folder(tmp_path / 'own', 8)
+    config = {'data.name': 'folder', 'data.root': str(tmp_path / 'own'), 'eval_split': 'val'}
+    workdir = str(tmp_path / 'w')
+    train.train(smoke_config(**config), workdir, stop_at=1)
+    (tmp_path / 'own').rename(tmp_path / 'moved')
+    config['data.root'] = f'{tmp_path}/moved/'
+    train.train(smoke_config(**config), workdir, stop_at=2)
+    path = tmp_path / 'moved' / 'train_3.png'
+    cv2.imwrite(str(path), cv2.imread(str(path)), [cv2.IMWRITE_PNG_COMPRESSION, 0])
+    with pytest.raises(ValueError, match=r'(?s)has changed.*train_3\.png.*--accept_changed_data'):
+        train.train(smoke_config(**config), workdir)
+    train.train(smoke_config(**config), workdir, accept_changed_data=True)
+    starts = json.loads((tmp_path / 'w' / 'run.json').read_text())['starts']
+    assert [start['step'] for start in starts] == [0, 1, 2]
+    assert 'data_before' in starts[2]
+    # A run that is finished needs no data to go on with.
+    path.write_bytes(path.read_bytes() + b'\0' * 9)
+    train.train(smoke_config(**config), workdir)
 
 
 def test_another_config_in_the_same_workdir_is_refused(trained):

@@ -56,8 +56,8 @@ def test_a_hand_has_its_fingers_colours_at_its_keypoints_and_along_its_bones():
 def test_a_keypoint_is_drawn_at_its_fraction_of_a_pixel(fraction):
     point = np.array([20 + fraction, 21 - fraction])
     drawn = visualize.draw_hand(blank(41, 41), lone(0, point), thickness=3)
-    # OpenCV's anti-aliasing is coarse; the pixel-centre rule broken would be off by 0.5.
-    np.testing.assert_allclose(centroid(drawn), point, atol=0.15)
+    # The pixel-centre rule broken would be off by 0.5.
+    np.testing.assert_allclose(centroid(drawn), point, atol=0.05)
 
 
 @pytest.mark.parametrize('fraction', [0.0, 0.25, 0.5, 0.75])

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -29,6 +30,8 @@ _MAX_COORDINATE = 1e6
 _FRACTION = 1.5
 _NEARLY_ALL = 0.9
 _FEW_PIXELS = 8
+
+_CHECK_SECONDS = 30.0
 
 
 class FolderSource:
@@ -111,6 +114,51 @@ class FolderSource:
         newer = [file for file in files if file.stat().st_mtime > seconds]
         return sorted(file.relative_to(self._root).as_posix() for file in newer)
 
+    def check_images(self, *, seconds: float = _CHECK_SECONDS) -> None:
+        """Looks at the header and the end of each image in use, without decoding any.
+
+        Args:
+            seconds: how long at most; the log tells if images are left then.
+
+        Raises:
+            ValueError: naming every image (the first 20 in full) that is damaged or has another
+                size than its records say.
+        """
+        records = {record.file: record for record in self._records}
+        problems: list[str] = []
+        end = time.monotonic() + seconds
+        for number, (file, record) in enumerate(records.items()):
+            if time.monotonic() > end:
+                _LOG.warning(
+                    '%s: the first %s of %s images were looked at before the start',
+                    *(self._path, number, len(records)),
+                )
+                break
+            try:
+                path, most = os.path.join(self._root, file), self._max_megapixels
+                data = images.read_bytes(path, max_megapixels=most)
+                height, width = images.image_size(data, path, max_megapixels=most)
+                self._check_size(record, height, width)
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError(
+                f'{self._path}: {_number_of(len(problems), "image")} of {len(records)} cannot be '
+                f'used; repair them, or remove their records:\n  {_listed(problems)}'
+            )
+
+    def _check_size(self, record: 'Record', height: int, width: int) -> None:
+        for field, annotated, actual in (
+            ('width', record.width, width),
+            ('height', record.height, height),
+        ):
+            if annotated is not None and annotated != actual:
+                raise ValueError(
+                    f'{self._path}: {record.label}, field {field!r}: expected '
+                    f'{actual}, the {field} of the upright image {record.file}, got {annotated}; '
+                    'do the keypoints belong to another image, or to another size of this one?'
+                )
+
     def image_id(self, index: int, /) -> str:
         """The record's `id`; without one its file, and '#number' if the file has several hands."""
         return self._records[index].image_id
@@ -132,20 +180,13 @@ class FolderSource:
         record = self._records[index]
         try:
             image = images.read_image(
-                os.path.join(self._root, record.file), max_megapixels=self._max_megapixels
+                os.path.join(self._root, record.file),
+                max_megapixels=self._max_megapixels,
+                thorough=False,
             )
         except ValueError as error:
             raise ValueError(f'{self._path}: {record.label}: {error}') from error
-        for field, annotated, actual in (
-            ('width', record.width, image.shape[1]),
-            ('height', record.height, image.shape[0]),
-        ):
-            if annotated is not None and annotated != actual:
-                raise ValueError(
-                    f'{self._path}: {record.label}, field {field!r}: expected '
-                    f'{actual}, the {field} of the upright image {record.file}, got {annotated}; '
-                    'do the keypoints belong to another image, or to another size of this one?'
-                )
+        self._check_size(record, *image.shape[:2])
         return {
             'image': image,
             'keypoints': record.keypoints.copy(),
@@ -237,12 +278,9 @@ def _parse_records(values: list[Any], root: Path, path: Path) -> list[Record]:
         numbers.setdefault(record.image_id, number)
         records.append(record)
     if problems:
-        listed = '\n  '.join(problems[:_MAX_LISTED_PROBLEMS])
-        hidden = len(problems) - _MAX_LISTED_PROBLEMS
-        more = f'\n  ... and {hidden} more' if hidden > 0 else ''
         raise ValueError(
             f'{path}: {len(problems)} problem(s) in {len(values)} records; correct or remove them '
-            f'(records count from 0):\n  {listed}{more}'
+            f'(records count from 0):\n  {_listed(problems)}'
         )
     if empty:
         _LOG.warning(
@@ -254,6 +292,12 @@ def _parse_records(values: list[Any], root: Path, path: Path) -> list[Record]:
     return records
 
 
+def _listed(problems: Sequence[str]) -> str:
+    hidden = len(problems) - _MAX_LISTED_PROBLEMS
+    more = [f'... and {hidden} more'] if hidden > 0 else []
+    return '\n  '.join([*problems[:_MAX_LISTED_PROBLEMS], *more])
+
+
 def _number_of(count: int, noun: str) -> str:
     return f'{count} {noun}{"" if count == 1 else "s"}'
 
@@ -261,7 +305,7 @@ def _number_of(count: int, noun: str) -> str:
 def _with_slashes(value: Any, root: Path) -> Any:
     """A record whose path was written on Windows, as it is meant, where the file is there."""
     name: Any = value.get('file') if isinstance(value, dict) else None
-    if not _is_text(name) or '\\' not in name or '\0' in name or (root / name).exists():
+    if not _is_text(name) or '\\' not in name or '\0' in name or os.path.exists(root / name):
         return value
     return {**value, 'file': name.replace('\\', '/')}
 
@@ -278,7 +322,7 @@ def _is_empty(value: Any) -> bool:
 
 def _why_missing(root: Path, name: str) -> str:
     path = root / name
-    if not path.is_file():
+    if not os.path.isfile(path):
         return f'no such file: {path}'
     # By a link that leaves the folder, an annotation file could read whatever its reader may.
     if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), '')):
@@ -512,7 +556,7 @@ def _box(value: Any) -> Float[np.ndarray, '4']:
 
 
 def _side(value: Any) -> int:
-    if not (_is_number(value) and value > 0 and float(value).is_integer()):
+    if not (_is_number(value) and 0 < value <= _MAX_COORDINATE and value == int(value)):
         raise ValueError(f'expected a positive whole number of pixels, got {_show(value)}')
     return int(value)
 

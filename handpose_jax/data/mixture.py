@@ -31,6 +31,11 @@ class MixtureSource:
         self._ends = list(itertools.accumulate(len(part) for part in self._parts))
 
     @property
+    def parts(self) -> dict[str, Source]:
+        """The sources by name."""
+        return dict(zip(self._names, self._parts, strict=True))
+
+    @property
     def groups(self) -> Sequence[str]:
         """For each record the name of its part."""
         return tuple(

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from handpose_jax import geometry, hand
 from handpose_jax.data import images, quarantine
-from handpose_jax.process import lock
+from handpose_jax.process import lock, user_cache
 from handpose_jax.process.threads import become_worker, end_with_parent
 from handpose_jax.types import Sample
 
@@ -88,8 +88,7 @@ def features(with_3d: bool) -> Any:
 
 def default_folder(name: str) -> Path:
     """Where a data set is kept when no folder is given: by its name, in the user's cache."""
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    return cache / 'handpose_jax' / name
+    return user_cache.folder() / name
 
 
 def is_prepared(folder: str | os.PathLike[str]) -> bool:
@@ -426,7 +425,10 @@ class PreparedSource:
     def __getitem__(self, index: int, /) -> Sample:
         record = self._records[index]
         image = images.decode_image(
-            record['image'], self.image_id(index), max_megapixels=self._max_megapixels
+            record['image'],
+            self.image_id(index),
+            max_megapixels=self._max_megapixels,
+            thorough=False,
         )
         if self._crop == 'image':
             box = geometry.square_box(geometry.whole_image_box(*image.shape[:2]))

@@ -119,3 +119,17 @@ def load_source(name: str, **kwargs: Any) -> Source:
     except TypeError as error:
         raise ValueError(f'source {name!r}: {error}; see config.data') from error
     return SOURCES[name](**kwargs)
+
+
+def check_images(source: Source) -> None:
+    """Looks at the images of folders, where damage would be met in the middle of a training.
+
+    Args:
+        source: of any kind; only folders, also as parts of a mixture, hold images of strangers.
+
+    Raises:
+        ValueError: see FolderSource.check_images.
+    """
+    for part in source.parts.values() if isinstance(source, MixtureSource) else [source]:
+        if isinstance(part, FolderSource):
+            part.check_images()

@@ -10,13 +10,20 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from handpose_jax import geometry
+from handpose_jax.data import resampling
 from handpose_jax.hand import NUM_KEYPOINTS
 from handpose_jax.types import Sample
+
+try:
+    import cv2
+except ModuleNotFoundError:
+    # The core of the package is installed without it, and crops by means of `resampling`; whoever
+    # augments has installed it.
+    cv2 = None  # type: ignore[assignment]
 
 PADDING = 127
 """Grey level outside the image: next to zero once the network has normalised x/127.5 - 1."""
@@ -235,13 +242,18 @@ def warp_crop(
     if block > 1:
         part_width, part_height = x1 - x0, y1 - y0
         width, height = max(1, round(part_width / block)), max(1, round(part_height / block))
-        part = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
+        if cv2 is None:
+            part = resampling.average(part, width, height)
+        else:
+            part = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
         # Rounding makes the two factors differ a little; each maps exactly, under the pixel-centre
         # rule.
         sx, sy = width / part_width, height / part_height
         small_from_part = np.array([[sx, 0.0, 0.5 * sx - 0.5], [0.0, sy, 0.5 * sy - 0.5]])
         part_from_crop = geometry.compose(small_from_part, part_from_crop)
 
+    if cv2 is None:
+        return resampling.warp(part, part_from_crop, size, PADDING)
     # OpenCV warps four channels faster than three, the two conversions included.
     warped = cv2.warpAffine(
         cv2.cvtColor(part, cv2.COLOR_RGB2RGBA),

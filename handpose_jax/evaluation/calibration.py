@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import optimize
 
 from handpose_jax.evaluation.metrics import (
     EPE_FRAME,
@@ -321,6 +320,9 @@ def _isotonic(
     increasing: bool,
 ) -> Float[np.ndarray, '201']:
     """The statistic of bins of equal count, made monotone, with lines between the bins' centres."""
+    # Imported here: whoever only applies a calibration needs no SciPy.
+    from scipy import optimize
+
     count = int(np.clip(len(confidence) // _BIN_KEYPOINTS, 1, _MOST_BINS))
     edges = np.unique(np.quantile(confidence, np.linspace(0, 1, count + 1)[1:-1]))
     # Equal confidences stay together; many may be exactly 1.

@@ -23,11 +23,11 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from handpose_jax import hand, inference, models, runtimes
+from handpose_jax import hand, inference, models
 from handpose_jax.config import crop_scale, evaluation_data
 from handpose_jax.data import pipeline, sources, transforms
 from handpose_jax.export import fresh_run, gate, golden, graph, onnx, stablehlo, tflite
-from handpose_jax.process import storage
+from handpose_jax.process import extras, storage
 from handpose_jax.types import Source
 
 FOLDER = 'export'
@@ -233,9 +233,8 @@ def _choose(only: Sequence[str]) -> dict[str, Artefact]:
     }
     if missing:
         told = ', '.join(f'{module} (for {name})' for module, name in missing.items())
-        raise ValueError(
-            f'not installed: {told}; {runtimes.HOW_TO_INSTALL}, or choose others with --only'
-        )
+        line = extras.how_to_install(*missing)
+        raise ValueError(f'not installed: {told}; {line}, or choose others with --only')
     return chosen
 
 
@@ -374,4 +373,4 @@ def _digest(path: Path) -> str:
 
 
 def _write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=2) + '\n')
+    path.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')

@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from handpose_jax.process import extras
+
 # Where a ConvBN keeps the arrays which every source has in one form or another.
 _TARGETS = {
     'kernel': ('params', 'kernel'),
@@ -152,8 +154,8 @@ def read_keras(source: Any) -> dict[str, np.ndarray]:
         }
     try:
         import h5py
-    except ImportError as error:
-        raise ImportError(f'reading {source} needs the package h5py: pip install h5py') from error
+    except ModuleNotFoundError as error:
+        raise ValueError(extras.missing(error, f'reading {source}') or str(error)) from error
     try:
         file: Any = source
         if pathlib.Path(source).suffix == '.keras':

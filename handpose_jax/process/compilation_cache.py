@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 
+from handpose_jax.process import user_cache
+
 _LEAST_SECONDS = 1.0
 
 
@@ -21,14 +23,13 @@ def keep_compiled_programs() -> Path | None:
     """
     if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         return None
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    folder = cache / 'handpose_jax' / 'compiled'
     try:
+        folder = user_cache.folder() / 'compiled'
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
-    except OSError:
-        # A read-only home is no reason not to train.
+    except (OSError, ValueError):
+        # A home that is read-only, or none at all, is no reason not to train.
         return None
     ours = not hasattr(os, 'getuid') or status.st_uid == os.getuid()
     if not (stat.S_ISDIR(status.st_mode) and ours and not status.st_mode & 0o077):

@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
 
 def is_bucket(path: str | os.PathLike[str]) -> bool:
     """Whether a path names a bucket: it has a scheme."""
@@ -16,8 +14,19 @@ def folder(path: str | os.PathLike[str]) -> Any:
     """The path as pathlib.Path, or as epath.Path in a bucket; both have the same methods.
 
     A leading ~ is the home directory, also where no shell has replaced it (--workdir=~/run).
+
+    Raises:
+        ValueError: for a ~ where there is no home.
     """
-    return epath.Path(path) if is_bucket(path) else Path(path).expanduser()
+    if not is_bucket(path):
+        try:
+            return Path(path).expanduser()
+        except RuntimeError:
+            raise ValueError(f'{path}: there is no such home folder; write the path out') from None
+    # Imported here: whoever predicts with an exported file needs no buckets.
+    from etils import epath
+
+    return epath.Path(path)
 
 
 class BucketText:

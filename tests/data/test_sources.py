@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handpose_jax.data import sources
+from handpose_jax.data import images, sources
 
 KEYPOINTS = [[10 + 2 * k, 5 + k] for k in range(21)]  # tight box 10, 5, 50, 25
 
@@ -425,3 +425,18 @@ def test_a_key_given_twice_is_an_error(tmp_path):
     path.write_text(path.read_text().replace('{"file"', '{"id": "a", "id": "b", "file"'))
     with pytest.raises(ValueError, match="the key 'id' is given twice in one object"):
         sources.FolderSource(tmp_path)
+
+
+def test_damaged_images_are_named_before_anything_is_decoded(tmp_path, monkeypatch):
+    records = [record(file=f'{name}.png', width=80, height=60) for name in 'abc']
+    root = folder(tmp_path, records)
+    source = sources.FolderSource(root)
+    monkeypatch.setattr(images, 'decode_image', None)
+    sources.check_images(source)
+    whole = (root / 'b.png').read_bytes()
+    (root / 'b.png').write_bytes(whole[: len(whole) // 2])
+    Image.new('RGB', (40, 30)).save(root / 'c.png')
+    mixed = sources.MixtureSource({'own': source})
+    for of in (source, mixed):
+        with pytest.raises(ValueError, match=r'(?s)2 images of 3 .*b\.png.*expected 40, the width'):
+            sources.check_images(of)

@@ -208,7 +208,8 @@ def test_a_decoding_that_has_no_graph_is_refused():
 def test_the_graph_finds_what_the_network_and_the_decoding_find(exported):
     config, _, made, images, maps = exported
     found_maps, found = jax.jit(made.infer)(images.astype(np.float32))
-    np.testing.assert_allclose(found_maps, maps, rtol=0, atol=1e-5)
+    # Sixty layers round relative to the largest value, 1.3 here; in which order differs by machine.
+    np.testing.assert_allclose(found_maps, maps, rtol=0, atol=1e-5 * np.abs(maps).max())
     expected = heatmaps.decode(found_maps, stride=4, **config.decode.to_dict())
     np.testing.assert_allclose(found[..., :2], expected.keypoints, rtol=0, atol=1e-3)
     np.testing.assert_array_equal(found[..., 2], expected.confidence)
@@ -312,9 +313,7 @@ def test_load_tells_what_is_wrong(backend, threads, message, tmp_path):
 def test_load_tells_what_to_install(tmp_path, monkeypatch):
     (tmp_path / 'x.onnx').write_bytes(b'')
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    with pytest.raises(
-        ValueError, match=r'needs the module onnxruntime.*pip install -e "\.\[export\]"'
-    ):
+    with pytest.raises(ValueError, match=r'needs the module onnxruntime.*pip install -e "\."'):
         runtimes.load(str(tmp_path / 'x.onnx'), 'onnx')
 
 
@@ -536,7 +535,7 @@ def test_an_unknown_artefact_and_a_missing_package_are_told(workdir, monkeypatch
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(
         ValueError,
-        match=r'not installed: tensorflow \(for saved_model\); pip install -e "\.\[export\]"',
+        match=r'not installed: tensorflow \(for saved_model\); pip install -e "\.\[tensorflow\]"',
     ):
         export.export(str(workdir), only=['saved_model'])
 

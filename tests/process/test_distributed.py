@@ -277,7 +277,7 @@ def test_the_files_of_a_run_may_lie_in_a_bucket(bucket):
     """All but the checkpoints, which Orbax writes: config, metrics (gone on with), pictures."""
     config = tiny_config()
     checkpoints.save_config(bucket, config)
-    assert checkpoints.config_differences(workdirs.load_config(bucket), config) == []
+    assert workdirs.config_differences(workdirs.load_config(bucket), config) == []
     for resume_step, steps in ((0, [1, 2, 3]), (2, [3, 4])):
         with MetricWriter(bucket, resume_step=resume_step) as writer:
             for step in steps:

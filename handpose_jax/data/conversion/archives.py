@@ -11,16 +11,18 @@ import errno
 import gzip
 import json
 import lzma
+import operator
 import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -43,7 +45,6 @@ _TAR_MAGIC, _TAR_MAGIC_AT = b'ustar', 257
 
 _CHUNK = 2**20
 _BLOCK = 512
-_TAR_BUFFER = 2**16
 # Small archives may compress as well as they like.
 _FREE_BYTES = 32 * 2**20
 # Room for the long names that stand before a member's own header.
@@ -86,8 +87,9 @@ def extract(
     Raises:
         ValueError: naming archive and member: for another or damaged file; names that are absolute,
             hold '..', a backslash, a colon or a control character, or occur twice (upper and lower
-            case being the same); links, devices and encrypted members; too many files or bytes; a
-            target that is there but is not this archive's; too little free space.
+            case being the same); links, devices and encrypted members; members that its list lacks
+            or that overlap; too many files or bytes; a target that is there but is not this
+            archive's; too little free space.
     """
     source, folder = Path(archive), Path(target)
     try:
@@ -310,27 +312,18 @@ def _check_space(folder: Path, needed: int, limits: _Limits) -> None:
 def _unpack_zip(
     raw: IO[bytes], folder: Path, limits: _Limits, progress: Callable[[], None]
 ) -> None:
+    _check_directory(raw, limits)
     with zipfile.ZipFile(raw) as opened:
         members = opened.infolist()
         # What it says about itself: enough to refuse, never to trust.
         claimed = sum(member.file_size for member in members)
         limits.check_bytes(claimed)
-        limits.check_members(len(members))
         _check_space(folder, claimed, limits)
         names = _Names(limits)
-        for member in members:
+        places = [_check_zip_member(member, names, limits) for member in members]
+        _check_layout(raw, members, opened.start_dir, limits)
+        for member, parts in zip(members, places, strict=True):
             limits.add_member()
-            shown = _shown(member.orig_filename)
-            mode = stat.S_IFMT(member.external_attr >> 16)
-            if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
-                what = 'a link' if stat.S_ISLNK(member.external_attr >> 16) else 'a device'
-                raise limits.refuse(f'member {shown}: expected a file or a folder, got {what}')
-            if member.flag_bits & 1:
-                raise limits.refuse(
-                    f'member {shown}: expected a plain file, got an encrypted one',
-                    'unpack it yourself',
-                )
-            parts = names.place(member.orig_filename, is_folder=member.is_dir())
             if member.is_dir():
                 folder.joinpath(*parts).mkdir(parents=True, exist_ok=True)
                 continue
@@ -338,72 +331,248 @@ def _unpack_zip(
                 _write(content, folder.joinpath(*parts), limits, progress)
 
 
-class _Metered:
-    """A stream that is read only as far as allowed, and remembers the end of what was read."""
+# Section and field names are those of PKWARE's APPNOTE.TXT.
+_LOCAL, _CENTRAL, _END = b'PK\x03\x04', b'PK\x01\x02', b'PK\x05\x06'
+_END_64, _LOCATOR_64 = b'PK\x06\x06', b'PK\x06\x07'
+_LOCAL_SIZE, _CENTRAL_SIZE, _END_SIZE = 30, 46, 22
+_ENCRYPTED, _SIZES_FOLLOW = 1, 8
+_MAX_COMMENT = 2**16
+# A member's name, extra field and comment are 64 KiB each at most; whoever needs that much for each
+# of many has no data set.
+_MAX_DIRECTORY = 2**28
 
-    def __init__(self, stream: Any, limits: _Limits):
-        self._stream = stream
-        self._limits = limits
-        self._recent: tuple[bytes, bytes] = (b'', b'')
-        self.position = 0
-        self.end = 0
 
-    def allow(self, count: int) -> None:
-        """Lets the position move this far, and up to a few blocks further."""
-        self.end = self.position + count + _MAX_HEADER
+def _check_directory(raw: IO[bytes], limits: _Limits) -> None:
+    """Holds the list of members, entry by entry, against the number that stands at the end.
 
-    def read(self, count: int) -> bytes:
-        data = self._stream.read(count)
-        self.position += len(data)
-        self._recent = (self._recent[1], data)
-        if self.position > self.end:
-            raise self._limits.refuse(
-                f'expected headers of at most {_MAX_HEADER:,} bytes, got a longer one'
+    The library reads entries until the list's bytes are used up: a length that is too large makes
+    one entry swallow those that follow it, and a long list costs memory before it can be counted.
+    """
+    start = max(0, limits.size - _END_SIZE - _MAX_COMMENT)
+    raw.seek(start)
+    tail = raw.read()
+    at = tail.rfind(_END)
+    if at < 0 or len(tail) - at < _END_SIZE:
+        raise limits.refuse('the zip has no end: it is truncated', 'download it again')
+    count, size, offset, comment = struct.unpack_from('<10xHIIH', tail, at)
+    if at + _END_SIZE + comment != len(tail):
+        raise limits.refuse('the zip goes on behind its end', 'download it again')
+    end = start + at
+    if tail[max(0, at - 20) : at].startswith(_LOCATOR_64):
+        (end,) = struct.unpack_from('<Q', tail, at - 12)
+        raw.seek(end)
+        record = raw.read(56)
+        if not record.startswith(_END_64) or len(record) < 56:
+            raise limits.refuse('the zip has no end: it is damaged', 'download it again')
+        count, size, offset = struct.unpack_from('<32xQQQ', record)
+    limits.check_members(count)
+    if size > _MAX_DIRECTORY or offset + size != end:
+        raise limits.refuse(
+            f'expected a list of members of {size:,} bytes that ends at byte {end:,}, got one that '
+            f'begins at byte {offset:,}',
+            'download it again',
+        )
+    raw.seek(offset)
+    entries, position, found = raw.read(size), 0, 0
+    while position < size and entries.startswith(_CENTRAL, position) and found <= count:
+        if size - position < _CENTRAL_SIZE:
+            break
+        position += _CENTRAL_SIZE + sum(struct.unpack_from('<HHH', entries, position + 28))
+        found += 1
+    if (found, position) != (count, size):
+        raise limits.refuse(
+            f'expected a list of {count:,} members, got one of {found:,} whole ones',
+            'download it again',
+        )
+    raw.seek(0)
+
+
+def _check_zip_member(member: zipfile.ZipInfo, names: _Names, limits: _Limits) -> tuple[str, ...]:
+    """Checks what the list says of a member; returns the parts of its path."""
+    shown = _shown(member.orig_filename)
+    mode = stat.S_IFMT(member.external_attr >> 16)
+    if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
+        what = 'a link' if stat.S_ISLNK(member.external_attr >> 16) else 'a device'
+        raise limits.refuse(f'member {shown}: expected a file or a folder, got {what}')
+    if member.flag_bits & _ENCRYPTED:
+        raise limits.refuse(
+            f'member {shown}: expected a plain file, got an encrypted one', 'unpack it yourself'
+        )
+    if member.is_dir() and member.file_size:
+        raise limits.refuse(
+            f'member {shown}: expected a folder without content, got one of '
+            f'{member.file_size:,} bytes',
+            'download it again',
+        )
+    return names.place(member.orig_filename, is_folder=member.is_dir())
+
+
+def _check_layout(
+    raw: IO[bytes], members: list[zipfile.ZipInfo], end: int, limits: _Limits
+) -> None:
+    """Checks that members lie side by side, are what the list says, and that none is not listed."""
+    position = 0
+    ordered = sorted(members, key=operator.attrgetter('header_offset'))
+    for member in [*ordered, None]:
+        start = end if member is None else member.header_offset
+        if start < position:
+            raise limits.refuse(
+                f'member {_shown(member.orig_filename if member else "")}: expected its own place '
+                'in the archive, got one that overlaps another'
             )
-        return data
+        # What stands between may be checksums and sizes, or fill up.
+        raw.seek(position)
+        if _LOCAL in raw.read(min(start - position, _CHUNK)) or start - position > _CHUNK:
+            raise limits.refuse(
+                f'expected every member in its list, got one at byte {position:,} that is not',
+                'download it again',
+            )
+        if member is None:
+            return
+        shown = _shown(member.orig_filename)
+        raw.seek(start)
+        local = raw.read(_LOCAL_SIZE)
+        if len(local) < _LOCAL_SIZE or not local.startswith(_LOCAL):
+            raise limits.refuse(f'member {shown} is damaged: it is not at its place')
+        flags, method, crc, packed, size, name, extra = struct.unpack('<6xHH4xIIIHH', local)
+        told = (member.CRC, member.compress_size, member.file_size)
+        # Members that were written before their size was known have it behind them; large ones have
+        # it in their extra field.
+        apart = flags & _SIZES_FOLLOW or 2**32 - 1 in (packed, size)
+        if (flags, method) != (member.flag_bits, member.compress_type) or not (
+            apart or (crc, packed, size) == told
+        ):
+            raise limits.refuse(
+                f'member {shown}: expected a header that says what the list says, got another',
+                'download it again',
+            )
+        position = start + _LOCAL_SIZE + name + extra + member.compress_size
 
-    def block(self, position: int) -> bytes:
-        """The block at a position among the last that were read."""
-        recent = b''.join(self._recent)
-        start = position - (self.position - len(recent))
-        return recent[start : start + _BLOCK] if start >= 0 else b''
+
+# Extended headers (POSIX.1-2001, pax) and GNU's: what stands before a member's own header.
+_PAX_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_LONG_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_BEFORE_TYPES = (*_PAX_TYPES, *_LONG_TYPES, tarfile.XGLTYPE)
+_FILE_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
 def _unpack_tar(stream: Any, folder: Path, limits: _Limits, progress: Callable[[], None]) -> None:
-    metered = _Metered(stream, limits)
-    metered.allow(0)
+    """Reads header by header and in one pass: not a byte is read before its header is checked.
+
+    The library parses a single header only: its own way through an archive searches extended
+    headers by patterns that take minutes on a few hundred bytes.
+    """
     names = _Names(limits)
-    # As a stream: one pass, and not a byte is read before its header is checked.
-    with tarfile.open(fileobj=cast(Any, metered), mode='r|', bufsize=_TAR_BUFFER) as opened:
-        for member in opened:
-            limits.add_member()
-            shown = _shown(member.name)
-            if member.islnk() or member.issym():
+    while (member := _next_tar_member(stream, limits)) is not None:
+        limits.add_member()
+        shown = _shown(member.name)
+        if member.islnk() or member.issym():
+            raise limits.refuse(
+                f'member {shown}: expected a file or a folder, got a link to '
+                f'{_shown(member.linkname)}'
+            )
+        if member.type not in (*_FILE_TYPES, tarfile.DIRTYPE):
+            what = 'a file with holes' if member.type == tarfile.GNUTYPE_SPARSE else 'a device'
+            raise limits.refuse(f'member {shown}: expected a file or a folder, got {what}')
+        parts = names.place(member.name, is_folder=member.isdir())
+        if member.isdir():
+            folder.joinpath(*parts).mkdir(parents=True, exist_ok=True)
+        else:
+            limits.check_bytes(limits.bytes + member.size)
+            content = _Part(stream, member.size)
+            _write(content, folder.joinpath(*parts), limits, progress)
+            if content.left:
                 raise limits.refuse(
-                    f'member {shown}: expected a file or a folder, got a link to '
-                    f'{_shown(member.linkname)}'
+                    f'the tar is truncated in its member {shown}', 'download it again'
                 )
-            if not (member.isdir() or (member.isreg() and not member.issparse())):
-                what = 'a file with holes' if member.isreg() else 'a device'
-                raise limits.refuse(f'member {shown}: expected a file or a folder, got {what}')
-            parts = names.place(member.name, is_folder=member.isdir())
-            if member.isdir():
-                folder.joinpath(*parts).mkdir(parents=True, exist_ok=True)
-            else:
-                limits.check_bytes(limits.bytes + member.size)
-                metered.allow(member.size)
-                _write(opened.extractfile(member), folder.joinpath(*parts), limits, progress)
-            metered.allow(0)
-        # tarfile takes a damaged header, or the end of the file, for the end of the archive.
-        if metered.block(opened.offset) != bytes(_BLOCK):
+            stream.read(-member.size % _BLOCK)
+    # The checksum of what is compressed comes last.
+    padding = 0
+    while data := stream.read(_CHUNK):
+        padding += len(data)
+        if data.strip(b'\0') or padding > _MAX_PADDING:
+            raise limits.refuse('the tar goes on behind its end', 'unpack it yourself')
+    progress()
+
+
+class _Part:
+    """The next bytes of a stream."""
+
+    def __init__(self, stream: Any, size: int):
+        self._stream = stream
+        self.left = size
+
+    def read(self, count: int) -> bytes:
+        data = self._stream.read(min(count, self.left))
+        self.left -= len(data)
+        return data
+
+
+def _next_tar_member(stream: Any, limits: _Limits) -> tarfile.TarInfo | None:
+    """The next header, with what stands before it; None at the end of the archive."""
+    used, said = 0, dict[str, str]()
+    while True:
+        block = stream.read(_BLOCK)
+        if block == bytes(_BLOCK) and not said:
+            return None
+        try:
+            member = tarfile.TarInfo.frombuf(block, 'utf-8', 'surrogateescape')
+        except tarfile.HeaderError as error:
             raise limits.refuse(
                 'the tar has no end: it is truncated or damaged', 'download it again'
+            ) from error
+        if member.size < 0:
+            raise limits.refuse(
+                f'member {_shown(member.name)}: expected its size in bytes, got {member.size}'
             )
-    # The checksum of what is compressed comes last.
-    metered.allow(_MAX_PADDING)
-    while metered.read(_CHUNK):
-        pass
-    progress()
+        if member.type not in _BEFORE_TYPES:
+            break
+        used += _BLOCK + member.size
+        if used > _MAX_HEADER:
+            raise limits.refuse(
+                f'expected headers of at most {_MAX_HEADER:,} bytes, got a longer one'
+            )
+        body = stream.read(member.size)
+        stream.read(-member.size % _BLOCK)
+        if member.type in _LONG_TYPES:
+            field = 'path' if member.type == tarfile.GNUTYPE_LONGNAME else 'linkpath'
+            said[field] = body.partition(b'\0')[0].decode('utf-8', 'surrogateescape')
+            continue
+        fields = _pax_fields(body, limits)
+        if member.type in _PAX_TYPES:
+            said |= fields
+        elif fields.keys() & {'path', 'linkpath', 'size'}:
+            raise limits.refuse('expected names and sizes member by member, got one for all')
+    member.name = said.get('path', member.name)
+    member.linkname = said.get('linkpath', member.linkname)
+    if any(key.startswith('GNU.sparse.') for key in said):
+        member.type = tarfile.GNUTYPE_SPARSE
+    if 'size' in said:
+        if not re.fullmatch('[0-9]{1,19}', said['size']):
+            raise limits.refuse(
+                f'member {_shown(member.name)}: expected its size in bytes, got '
+                f'{_shown(said["size"])}'
+            )
+        member.size = int(said['size'])
+    return member
+
+
+def _pax_fields(body: bytes, limits: _Limits) -> dict[str, str]:
+    """The fields of an extended header, each written as 'LENGTH NAME=VALUE' and a line's end."""
+    fields, position = {}, 0
+    while position < len(body):
+        # No length has more digits than that of the longest header.
+        digits = body[position : position + 8].partition(b' ')[0]
+        end = position + int(digits) if re.fullmatch(rb'[1-9][0-9]{0,6}', digits) else 0
+        record = body[position + len(digits) + 1 : end - 1] if end else b''
+        name, equals, value = record.partition(b'=')
+        if not name or not equals or end > len(body) or body[end - 1 : end] != b'\n':
+            raise limits.refuse(
+                f'expected the fields of an extended header, got {body[position : position + 20]!r}'
+            )
+        fields[name.decode('utf-8', 'replace')] = value.decode('utf-8', 'surrogateescape')
+        position = end
+    return fields
 
 
 def _write(content: Any, path: Path, limits: _Limits, progress: Callable[[], None]) -> None:

@@ -148,8 +148,9 @@ def _read(
             f'bytes of type {code}: the file is damaged; {_DOWNLOAD_AGAIN}'
         )
     numbers = np.frombuffer(matrix, order + _STORED[code], count, start)
-    # MATLAB writes columns first.
-    values = numbers.astype(np.float64).reshape(padded, order='F')
+    # MATLAB writes columns first. A signalling NaN would warn; it is refused below.
+    with np.errstate(invalid='ignore'):
+        values = numbers.astype(np.float64).reshape(padded, order='F')
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         place = ', '.join(str(index + 1) for index in bad[0])

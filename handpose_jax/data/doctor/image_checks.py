@@ -7,6 +7,7 @@ import numpy as np
 from handpose_jax.data.doctor import duplicates
 from handpose_jax.data.doctor.findings import Finding, of_record
 from handpose_jax.data.doctor.survey import Survey
+from handpose_jax.process import extras
 
 
 def check_images(records: Survey) -> list[Finding]:
@@ -63,7 +64,7 @@ def _near_duplicates(
     records: Survey, rows_of: dict[bytes, list[int]], leaked: set[bytes]
 ) -> list[Finding]:
     if records.bits is None or records.thumbnails is None:
-        seen = "not looked for: needs imagehash, pip install 'handpose_jax[browse]'"
+        seen = f'not looked for: needs imagehash, {extras.how_to_install("imagehash")}'
         return [Finding('near duplicates', 'note', '', '', '', seen)]
     found: list[Finding] = []
     # One record of each image.

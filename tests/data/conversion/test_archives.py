@@ -11,6 +11,7 @@ import shutil
 import stat
 import struct
 import tarfile
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -320,6 +321,205 @@ def test_a_file_with_holes_is_refused(tmp_path):
     with tarfile.open(archive, 'w', format=tarfile.PAX_FORMAT) as opened:
         opened.addfile(info, io.BytesIO(b'0\n'.ljust(512, b'\0')))
     refused(archive, tmp_path, 'a file with holes')
+
+
+def raw_header(name, kind, size):
+    """A tar header of which the library believes that it is right."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def headed(body, kind=tarfile.XHDTYPE):
+    """A tar of one file, with an extended header before it."""
+    padded = body + bytes(-len(body) % 512)
+    member = raw_header('hand', tarfile.REGTYPE, 1) + b'x'.ljust(512, b'\0')
+    return raw_header('a', kind, len(body)) + padded + member + bytes(1024)
+
+
+def record(name, value):
+    """A field of an extended header; its length counts its own digits."""
+    length = len(f' {name}={value}\n')
+    while len(f'{length} {name}={value}\n') != length:
+        length += 1
+    return f'{length} {name}={value}\n'.encode()
+
+
+@pytest.mark.parametrize(
+    'body',
+    [
+        b'1' * 500_000,
+        b'1' * 5,
+        b'11 path=ab',
+        b'0 path=a\n',
+        b'-9 path=a\n',
+        b'99 path=a\n',
+        b'9 path=\n\n\n',
+        b'7 =abc\n',
+        b'99999999999999999999 path=a\n',
+        b'9\tpath=a\n',
+        record('path', 'b') + bytes(5),
+    ],
+)
+def test_an_extended_header_of_another_form_is_refused_at_once(tmp_path, body):
+    # The library's pattern for these takes minutes on a kilobyte of digits.
+    archive = tmp_path / 'a.tar.gz'
+    archive.write_bytes(gzip.compress(headed(body)))
+    start = time.process_time()
+    refused(archive, tmp_path, 'expected the fields of an extended header')
+    assert time.process_time() - start < 2
+
+
+def test_extended_headers_say_names_and_sizes(tmp_path):
+    for number, (body, kind, name) in enumerate(
+        [
+            (record('path', 'deep/er'), tarfile.XHDTYPE, 'deep/er'),
+            (record('comment', 'a=b') + record('size', '1'), tarfile.XHDTYPE, 'hand'),
+            (record('comment', 'all'), tarfile.XGLTYPE, 'hand'),
+            (b'long/name\0', tarfile.GNUTYPE_LONGNAME, 'long/name'),
+        ]
+    ):
+        archive = tmp_path / f'{number}.tar'
+        archive.write_bytes(headed(body, kind))
+        folder = extract(archive, tmp_path / f'out{number}')
+        assert (folder / name).read_bytes() == b'x'
+    for number, (body, kind, what) in enumerate(
+        [
+            (record('size', '-1'), tarfile.XHDTYPE, 'its size in bytes'),
+            (record('size', '1' * 5000), tarfile.XHDTYPE, 'its size in bytes'),
+            (record('path', '../evil'), tarfile.XHDTYPE, "'..'"),
+            (record('path', 'evil'), tarfile.XGLTYPE, 'member by member'),
+            (b'/evil', tarfile.GNUTYPE_LONGNAME, 'an absolute path'),
+        ]
+    ):
+        archive = tmp_path / f'bad{number}.tar'
+        archive.write_bytes(headed(body, kind))
+        with pytest.raises(ValueError, match=re.escape(what)):
+            extract(archive, tmp_path / 'none')
+    assert not (tmp_path / 'none').exists()
+
+
+def test_very_many_headers_before_a_member_are_refused(tmp_path):
+    empty = raw_header('a', tarfile.XHDTYPE, 0)
+    archive = tmp_path / 'a.tar.gz'
+    archive.write_bytes(gzip.compress(empty * 100_000))
+    refused(archive, tmp_path, 'expected headers of at most 1,048,576 bytes')
+
+
+def test_members_behind_the_end_of_a_tar_are_not_lost_without_a_word(tmp_path):
+    archive = make(tmp_path / 'a.tar')
+    archive.write_bytes(archive.read_bytes() * 2)
+    refused(archive, tmp_path, 'goes on behind its end')
+
+
+def zip_parts(path):
+    """The three parts of a small zip: members, their list, its end."""
+    data = make(path).read_bytes()
+    first, end = data.index(b'PK\x01\x02'), data.index(b'PK\x05\x06')
+    return data[:first], data[first:end], bytearray(data[end:])
+
+
+def listed(path, members, entries, *, count=3):
+    """A zip of these parts, whose end says where they stand."""
+    end = struct.pack('<4s4xHHIIH', b'PK\x05\x06', count, count, len(entries), len(members), 0)
+    path.write_bytes(members + entries + end)
+    return path
+
+
+def test_members_that_are_not_listed_are_not_lost_without_a_word(tmp_path):
+    members, entries, _ = zip_parts(tmp_path / 'a.zip')
+    archive = listed(tmp_path / 'a.zip', members, entries)
+    shutil.rmtree(extract(archive, tmp_path / 'whole'))
+    second, third = (entries.index(b'PK\x01\x02', at) for at in (1, entries.rindex(b'PK\x01\x02')))
+    # One less, wherever it stands; and a list that says less than it holds, or more.
+    for less in (entries[second:], entries[:second] + entries[third:], entries[:third]):
+        message = refused(listed(archive, members, less, count=2), tmp_path)
+        assert 'every member in its list' in message
+    for count in (2, 4):
+        refused(listed(archive, members, entries, count=count), tmp_path, f'{count:,} members')
+
+
+@pytest.mark.parametrize('field', [28, 30, 32])
+def test_an_entry_that_swallows_the_next_ones_is_refused(tmp_path, field):
+    """A length of a name, an extra field or a comment that reaches over them."""
+    members, entries, _ = zip_parts(tmp_path / 'a.zip')
+    changed = bytearray(entries)
+    (length,) = struct.unpack_from('<H', changed, field)
+    second = entries.index(b'PK\x01\x02', 1)
+    struct.pack_into('<H', changed, field, length + len(entries) - second)
+    archive = listed(tmp_path / 'a.zip', members, bytes(changed))
+    refused(archive, tmp_path, 'expected a list of 3 members, got one of 1 whole ones')
+
+
+@pytest.mark.parametrize(
+    ('place', 'code', 'value'),
+    [(6, '<H', 0x800), (8, '<H', 0), (14, '<I', 1), (18, '<I', 5), (22, '<I', 5), (30, '<H', 0x41)],
+    ids=['flags', 'method', 'checksum', 'packed', 'size', 'name'],
+)
+def test_a_member_that_says_another_thing_than_its_list_is_refused(tmp_path, place, code, value):
+    members, entries, _ = zip_parts(tmp_path / 'a.zip')
+    changed = bytearray(members)
+    struct.pack_into(code, changed, place, value)
+    archive = listed(tmp_path / 'a.zip', bytes(changed), entries)
+    assert 'hands/readme.txt' in refused(archive, tmp_path)
+
+
+def test_a_file_that_has_become_a_folder_is_refused(tmp_path):
+    archive = make_zip(tmp_path / 'a.zip', [('hand1', b'content'), ('other', b'1')])
+    archive.write_bytes(archive.read_bytes().replace(b'hand1', b'hand/'))
+    refused(archive, tmp_path, "member 'hand/'", 'a folder without content')
+
+
+def test_members_that_overlap_are_refused(tmp_path):
+    archive = make_zip(tmp_path / 'a.zip', [('one', b'1' * 50), ('two', b'2' * 50)])
+    members, entries = archive.read_bytes().split(b'PK\x01\x02', 1)
+    changed = bytearray(b'PK\x01\x02' + entries[: entries.index(b'PK\x05\x06')])
+    second = changed.index(b'PK\x01\x02', 1)
+    struct.pack_into('<I', changed, second + 42, 1)
+    refused(listed(archive, members, bytes(changed), count=2), tmp_path, 'overlaps another')
+
+
+def test_a_zip_in_the_large_form_is_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
+        for name, data in CONTENT.items():
+            with archive.open(name, 'w', force_zip64=True) as member:
+                member.write(data)
+    folder = extract(tmp_path / 'a.zip', tmp_path / 'out')
+    assert {name: (folder / name).read_bytes() for name in CONTENT} == CONTENT
+    # Written without going back, sizes and checksums stand behind the members.
+    stream = io.BytesIO()
+    stream.seekable = lambda: False
+    with zipfile.ZipFile(stream, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, data in CONTENT.items():
+            archive.writestr(name, data)
+    (tmp_path / 'b.zip').write_bytes(stream.getvalue())
+    folder = extract(tmp_path / 'b.zip', tmp_path / 'streamed')
+    assert {name: (folder / name).read_bytes() for name in CONTENT} == CONTENT
+
+
+def test_a_list_of_too_many_members_is_refused_before_it_is_read(tmp_path):
+    members, entries, _ = zip_parts(tmp_path / 'a.zip')
+    archive = listed(tmp_path / 'a.zip', members, entries * 500_000, count=65_535)
+    start = time.process_time()
+    refused(archive, tmp_path)
+    assert time.process_time() - start < 5
+
+
+def test_links_that_stand_in_the_way_are_not_followed(tmp_path):
+    """Of a former extraction, or put there: nothing is written or removed where they lead."""
+    archive = make(tmp_path / 'a.zip')
+    away = tmp_path / 'away'
+    away.mkdir()
+    (away / 'mine').write_text('mine')
+    (tmp_path / 'out.partial').symlink_to(away)
+    with pytest.raises(ValueError, match='cannot be unpacked'):
+        extract(archive, tmp_path / 'out')
+    (tmp_path / 'out.partial').unlink()
+    (tmp_path / 'out').symlink_to(tmp_path / 'nowhere')
+    with pytest.raises(ValueError, match='cannot be unpacked'):
+        extract(archive, tmp_path / 'out')
+    assert [path.name for path in away.iterdir()] == ['mine']
+    assert not (tmp_path / 'nowhere').exists()
 
 
 @pytest.mark.parametrize('name', KINDS)

@@ -198,3 +198,15 @@ def test_damaged_pixels_are_found_if_asked_for(tmp_path):
     with pytest.raises(ValueError, match='hands/test, record 0: 0: the PNG image is truncated'):
         prepare(tmp_path, splits, check_images=True)
     prepare(tmp_path, splits)
+
+
+def test_half_a_jpeg_whose_end_was_put_back_is_found_if_asked_for(tmp_path):
+    """Also where a training would not see it: in the last scan of a progressive one."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, 'JPEG', progressive=True)
+    cut = stream.getvalue()[:-50].rstrip(b'\xff') + b'\xff\xd9'
+    splits = {'test': prepared.Split(1, Make(cut), evaluation=True)}
+    with pytest.raises(ValueError, match=r'hands/test, record 0: 0: the JPEG image .* missing'):
+        prepare(tmp_path, splits, check_images=True)
+    prepare(tmp_path, splits)

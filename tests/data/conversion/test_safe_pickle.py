@@ -338,6 +338,21 @@ def test_steps_are_capped(monkeypatch):
         safe_pickle.load(data)
 
 
+def test_steps_without_content_are_capped_by_size(monkeypatch):
+    """Twenty million empty lists took 16 seconds."""
+    monkeypatch.setattr(safe_pickle, '_FREE_STEPS', 1_000)
+    with pytest.raises(ValueError, match='more than 2,250 steps, too many for its size'):
+        safe_pickle.load(b']' + b']a' * 20_000 + b'.')
+    rows = [{'uv_vis': np.ones((42, 3)), 'xyz': np.ones((42, 3))} for _ in range(100)]
+    assert len(safe_pickle.load(pickle.dumps(dict(enumerate(rows)), 2))) == 100
+
+
+def test_text_that_is_none_is_named_as_damage():
+    with pytest.raises(ValueError, match='text that is none') as caught:
+        safe_pickle.load(b'X\x02\0\0\0\xff\xff.')
+    assert type(caught.value) is ValueError
+
+
 # Shape (2, 3) of float64 with 47 bytes, sides of 0 and below, and more sides than NumPy has.
 @pytest.mark.parametrize(
     ('shape', 'length'),
