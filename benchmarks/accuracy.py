@@ -12,6 +12,7 @@ from typing import Any
 
 import results_file
 
+from handpose_jax.process import command_line
 from handpose_jax.training import provenance, workdirs, writers
 
 HERE = pathlib.Path(__file__).parent
@@ -96,4 +97,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with command_line.told():
+        main()

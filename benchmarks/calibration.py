@@ -13,6 +13,7 @@ from typing import Any
 import results_file
 
 from handpose_jax.evaluation import calibration, metrics
+from handpose_jax.process import command_line
 
 
 def measure(workdir: str) -> dict[str, Any]:
@@ -32,4 +33,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with command_line.told():
+        main()

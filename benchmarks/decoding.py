@@ -33,7 +33,7 @@ from handpose_jax.data import pipeline, sources
 from handpose_jax.evaluation import metrics, protocols
 from handpose_jax.evaluation.report import bootstrap
 from handpose_jax.hand import NUM_KEYPOINTS
-from handpose_jax.process import allocator
+from handpose_jax.process import allocator, command_line
 from handpose_jax.training import workdirs
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
@@ -275,4 +275,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with command_line.told():
+        main()

@@ -34,6 +34,7 @@ from handpose_jax.data.doctor import (
     hand_checks,
     survey,
 )
+from handpose_jax.process import command_line
 from handpose_jax.process.threads import keep_to_one_thread
 from handpose_jax.synthetic.drawing import posed
 
@@ -482,4 +483,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with command_line.told():
+        main()

@@ -17,6 +17,8 @@ import time
 
 import results_file
 
+from handpose_jax.process import command_line
+
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE.parent / 'configs' / 'real_hands.py'
 
@@ -74,4 +76,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with command_line.told():
+        main()

@@ -21,6 +21,7 @@ from PIL import Image
 
 from handpose_jax.models.mobilenet import MobileNetV2
 from handpose_jax.models.pretrained import load_encoder, read_npz
+from handpose_jax.process import command_line
 
 SIZE = 224
 BATCH = 20
@@ -95,7 +96,9 @@ def main() -> int:
         parser.add_argument(
             name, type=pathlib.Path, default=folder and folder / place, required=folder is None
         )
-    parser.add_argument('--output', type=pathlib.Path, help='also write the figures as JSON here')
+    parser.add_argument(
+        '--output', type=results_file.output_file, help='also write the figures as JSON here'
+    )
     args = parser.parse_args()
 
     figures = measure(args.npz, _find_photos(args.photos))
@@ -115,4 +118,5 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    with command_line.told():
+        sys.exit(main())

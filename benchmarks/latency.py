@@ -51,7 +51,7 @@ def read_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     add('--device', choices=('cpu', 'gpu'), default='cpu', help='gpu: for the backend jax')
     add('--rounds', type=int, default=15)
     add('--calls', type=int, default=8, help='of each network in a round')
-    add('--output', type=pathlib.Path, help='default: benchmarks/results/latency*.json')
+    add('--output', type=results_file.output_file, help='default: benchmarks/results/latency*.json')
     add('--compare', type=pathlib.Path, metavar='OLD.json',
         help='exit with 1 if something is slower than in that run')  # fmt: skip
     add('--benchmark_model', type=pathlib.Path, metavar='FILE',

@@ -19,7 +19,7 @@ import numpy as np
 import results_file
 
 from handpose_jax import evaluate, inference
-from handpose_jax.process import allocator, distributed
+from handpose_jax.process import allocator, command_line, distributed
 from handpose_jax.training import workdirs
 
 FIGURES = ('hands', 'epe_median_224', 'epe_mean_224', 'auc', 'pck_at_0.2')
@@ -105,4 +105,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with command_line.told():
+        main()

@@ -15,8 +15,11 @@ import platform
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from handpose_jax.process import command_line
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 HEAD = ('benchmark', 'command', 'date', 'commit', 'machine')
@@ -33,12 +36,32 @@ def parser(description: str | None, benchmark: str = '') -> argparse.ArgumentPar
         description: for --help, as it stands in the script.
         benchmark: adds --output, which is results/BENCHMARK.json by default.
     """
-    made = argparse.ArgumentParser(
+    made = command_line.Parser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if benchmark:
-        made.add_argument('--output', type=pathlib.Path, default=RESULTS / f'{benchmark}.json')
+        made.add_argument('--output', type=output_file, default=RESULTS / f'{benchmark}.json')
     return made
+
+
+def output_file(text: str) -> pathlib.Path:
+    """The type of an option --output: looks before minutes of measuring whether it can be written.
+
+    Makes the folder of the file.
+
+    Raises:
+        argparse.ArgumentTypeError: if it cannot be written.
+    """
+    path = pathlib.Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f'{path}: cannot be written ({error.strerror})') from error
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f'{path}: expected the path of a file, got a folder')
+    return path
 
 
 def add_runs(given: argparse.ArgumentParser) -> None:
@@ -194,13 +217,26 @@ def measure_runs(
     Returns:
         What the file holds: the head, and 'runs' by label.
     """
-    try:
+    with command_line.told():
+        old = _read_runs(flags.output)
         measured = {label: measure(workdir) for label, workdir in flags.runs}
-    except ValueError as error:
-        sys.exit(f'error: {error}')
-    old = json.loads(flags.output.read_text()) if flags.output.exists() else {'runs': {}}
     runs = kept(old, old['runs']) | measured
     return write(flags.output, head(benchmark, assets=assets), {'runs': runs})
+
+
+def _read_runs(path: pathlib.Path) -> dict[str, Any]:
+    """What an earlier run of measure_runs wrote."""
+    if not path.exists():
+        return {'runs': {}}
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f'--output {path}: is there and no JSON ({error}); move it away'
+        ) from error
+    if not isinstance(old, dict) or not isinstance(old.get('runs'), dict):
+        raise ValueError(f'--output {path}: is there and holds no runs; move it away')
+    return old
 
 
 def table(head: str, rows: Iterable[Sequence[str]]) -> str:

@@ -24,7 +24,7 @@ from handpose_jax.config import evaluation_data
 from handpose_jax.data import corruptions, sources
 from handpose_jax.data.transforms import crop_example
 from handpose_jax.evaluation import metrics, protocols
-from handpose_jax.process import allocator
+from handpose_jax.process import allocator, command_line
 
 FIGURES = ('pck_at_0.2', 'epe_mean_224', 'epe_median_224')
 CLEAN = 'clean'
@@ -185,4 +185,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with command_line.told():
+        main()

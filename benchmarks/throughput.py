@@ -1,7 +1,7 @@
 """Images per second: of input, training step, rendering, and preparing data sets.
 
-    python benchmarks/throughput.py                         drawn hands, no download
-    HANDPOSE_ASSETS=DIR python benchmarks/throughput.py     photographs of DIR/real_hands too
+    python benchmarks/throughput.py                         # drawn hands, no download
+    HANDPOSE_ASSETS=DIR python benchmarks/throughput.py     # photographs of DIR/real_hands too
 
 Writes benchmarks/results/throughput.json. Rounds of the measurements alternate, so that a noisy
 machine does not favour one of them; the median round counts and the spread is kept beside it.
@@ -31,7 +31,7 @@ from handpose_jax import models, train
 from handpose_jax.config import load
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
-from handpose_jax.process import allocator, compiler_options, distributed
+from handpose_jax.process import allocator, command_line, compiler_options, distributed
 from handpose_jax.process.threads import keep_to_one_thread
 from handpose_jax.synthetic import generate
 from handpose_jax.synthetic.render import mitsuba_renderer
@@ -249,4 +249,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with command_line.told():
+        main()

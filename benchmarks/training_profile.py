@@ -23,7 +23,7 @@ import throughput
 
 from handpose_jax import models
 from handpose_jax.models import complexity
-from handpose_jax.process import allocator, distributed
+from handpose_jax.process import allocator, command_line, distributed
 
 _INSTRUCTION = re.compile(r'\s*(?:ROOT )?%?([\w.\-]+) = \S+ ([\w\-]+)\(')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -155,4 +155,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with command_line.told():
+        main()

@@ -8,7 +8,10 @@ import argparse
 import importlib
 import pathlib
 import sys
+from collections.abc import Sequence
 from types import ModuleType
+
+from handpose_jax.process import command_line
 
 HERE = pathlib.Path(__file__).parent
 
@@ -29,12 +32,13 @@ def load_builder(path: pathlib.Path) -> ModuleType:
     return importlib.import_module(path.stem)
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """The command line; user errors end as one message and exit code 1."""
+    parser = command_line.Parser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest='name', required=True, metavar='NAME')
+    # Builders have options named --name: the data set must be kept under a name that none takes.
+    commands = parser.add_subparsers(dest='_data_set', required=True, metavar='NAME')
     builders = {}
     for name, path in _find_builders().items():
         builders[name] = load_builder(path)
@@ -46,11 +50,13 @@ def main() -> None:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         builders[name].add_arguments(command)
-    arguments = parser.parse_args()
-    try:
-        builders[arguments.name].prepare(arguments)
-    except ValueError as error:
-        sys.exit(f'error: {error}')
+    arguments = parser.parse_args(argv)
+    for option, least in (('workers', 1), ('seed', 0)):
+        value = getattr(arguments, option, None)
+        if isinstance(value, int) and value < least:
+            parser.error(f'argument --{option}: expected {least} or more, got {value}')
+    with command_line.told():
+        builders[arguments._data_set].prepare(arguments)
 
 
 if __name__ == '__main__':

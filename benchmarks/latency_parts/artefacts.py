@@ -221,7 +221,13 @@ def given_file(path: pathlib.Path, backend: str) -> dict[str, Any]:
         raise ValueError(f'--model {path}: expected a .tflite or .onnx file that exists')
     if missing := missing_modules(backend, make=False):
         raise ValueError(f'--model {path}: needs the module {missing[0]}, which is not installed')
-    side = model_files.input_side(path)
+    try:
+        side = model_files.input_side(path)
+    except Exception as error:  # each format has errors of its own
+        reason = ' '.join(str(error).split())
+        raise ValueError(
+            f'--model {path}: is damaged, or no {path.suffix} file ({reason})'
+        ) from error
     return {
         'name': f'{path.stem}, openvino' if backend == 'openvino' else path.stem,
         'backend': backend,
