@@ -302,9 +302,7 @@ def find(name: str | Path) -> tuple[Path, str]:
     file = Path(path) if path.endswith('.py') else ours / f'{path}.py'
     if not file.is_file():
         names = ', '.join(sorted(one.stem for one in ours.glob('*.py')))
-        raise ValueError(
-            f'config {name}: no such file; give the path of a .py file, or one of {names}'
-        )
+        raise ValueError(f'{path}: no such config; give the path of a .py file, or one of {names}')
     return file, variant
 
 

@@ -237,7 +237,7 @@ def test_a_config_is_found_by_its_bare_name(full, run):
         assert '--workdir is missing' in done.stderr
     done = run(full, 'handpose', 'train', '--config', 'mine', '--workdir', 'W')
     assert done.stderr == (
-        'error: config mine: no such file; give the path of a .py file, or one of '
+        'error: mine: no such config; give the path of a .py file, or one of '
         f'{", ".join(CONFIGS)}\n'
     )
 

@@ -137,7 +137,7 @@ class FolderSource:
             try:
                 path, most = os.path.join(self._root, file), self._max_megapixels
                 data = images.read_bytes(path, max_megapixels=most)
-                height, width = images.image_size(data, path, max_megapixels=most)
+                height, width = images.check_image(data, path, max_megapixels=most)
                 self._check_size(record, height, width)
             except ValueError as error:
                 problems.append(str(error))

@@ -157,6 +157,33 @@ def image_size(
     return _header(data, name, max_megapixels).upright
 
 
+def check_image(
+    data: bytes, name: str, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
+) -> tuple[int, int]:
+    """Looks whether all parts of an encoded image are there, without decoding it.
+
+    Args:
+        data: the content of the file.
+        name: what error messages call it.
+        max_megapixels: refuse images that claim more million pixels than this.
+
+    Returns:
+        (height, width) of the upright image.
+
+    Raises:
+        ValueError: see image_size; and for an image whose end or another part is missing.
+    """
+    found = _header(data, name, max_megapixels)
+    try:
+        if found.jpeg is not None:
+            found.jpeg.read_scans()
+        else:
+            _PICTURES.get(found.file_format, bytes)(data)
+    except Exception as error:
+        raise _damaged(name, found.file_format, error) from error
+    return found.upright
+
+
 def _header(data: bytes, name: str, max_megapixels: float) -> image_files.Header:
     """Reads the header of a file, and keeps the bounds."""
     if not data:

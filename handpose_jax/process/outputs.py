@@ -13,7 +13,7 @@ MADE_BY = 'handpose_jax'
 
 PNG_TEXT = b'Software\0' + MADE_BY.encode()
 HTML_MARK = f'<meta name="generator" content="{MADE_BY}">'
-MARKDOWN_MARK = f'<!-- made by {MADE_BY} -->'
+MARKDOWN_MARK = f'[//]: # (made by {MADE_BY})'
 
 _MARKS = (
     f'"made_by": "{MADE_BY}'.encode(),
