@@ -61,6 +61,7 @@ OTHERS = {
     'source': 'is a word of the shell, after python -m venv',
     'export': 'is a word of the shell',
     'unzip': 'unpacks what pip downloads',
+    'du': 'measures a folder',
     'pytest': 'is what runs this',
     'python -m pytest': 'is what runs this',
     'python -m venv': "is Python's own",
@@ -130,7 +131,9 @@ def documented(path):
             found.append((match.start(), match.group(1)))
     for match in re.finditer(r'`([^`]+)`', rest):
         words = match.group(1).split()
-        if OURS.match(match.group(1)) and len(words) > 2 + (words[1] == '-m'):
+        # With a verb and nothing but names behind it `handpose` is told about, not run.
+        is_run = any(word.startswith('-') for word in words) or words[0] != 'handpose'
+        if OURS.match(match.group(1)) and is_run and len(words) > 2 + (words[1] == '-m'):
             found.append((match.start(), ' '.join(words)))
     every = [words for _, content in sorted(found) for words in commands(content)]
     return [list(words) for words in dict.fromkeys(map(tuple, every))]
@@ -378,7 +381,8 @@ def make_dummy(place, words):
     place.downloads.add((words[0], words[1]))
 
 
-def train_or_measure(place, words):
+def train_or_measure(place, words, run=None):
+    run = run or (lambda words: configured.run(['handpose', *words]))
     mode = value_of('--mode', words) or 'train'
     words = [word.replace('NAME.py', 'quickstart.py') for word in words]
     words = ['configs/quickstart.py' if word == 'C' else word for word in words]
@@ -396,9 +400,9 @@ def train_or_measure(place, words):
     place.patch.setattr(sys, 'argv', ['handpose', *words])
     if mode in ('export', 'measured before'):
         with pytest.raises(Stopped):
-            finished(lambda: configured.run(['handpose', *words]))
+            finished(lambda: run(words))
         return
-    finished(lambda: configured.run(['handpose', *words]))
+    finished(lambda: run(words))
     if mode == 'evaluate':
         written = [path.stat().st_mtime_ns for path in place.folder.glob(f'{workdir}/**/*.npz')]
         assert max(written) > before
@@ -476,8 +480,15 @@ def handpose_export(place, words):
         cli.main(['export', *words])
 
 
+def handpose_train(place, words):
+    train_or_measure(place, words, lambda words: cli.main(['train', *words]))
+
+
 def handpose_evaluate(place, words):
-    train_or_measure(place, ['--mode=evaluate', *words])
+    # The mode is said by the verb; it is given here for what looks at the words.
+    train_or_measure(
+        place, ['--mode=evaluate', *words], lambda words: cli.main(['evaluate', *words[1:]])
+    )
 
 
 def report_on(run):
@@ -503,7 +514,7 @@ WAYS = {
     'python datasets/browse.py': browse,
     'handpose browse': browse,
     'python datasets/make_dummy.py': make_dummy,
-    'handpose train': train_or_measure,
+    'handpose train': handpose_train,
     'handpose evaluate': handpose_evaluate,
     'handpose calibrate': handpose('calibrate', prepares=measured),
     'handpose predict': handpose('predict', prepares=photographed),
