@@ -13,8 +13,7 @@ import importlib.util
 import json
 import os
 import pathlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from handpose_jax.data.doctor import examine, findings, survey
 from handpose_jax.data.previews import preview
 from handpose_jax.data.sources import FolderSource
 from handpose_jax.data.transforms import Augmentation
-from handpose_jax.process import outputs
+from handpose_jax.process import command_line, outputs
 from handpose_jax.types import Source
 
 _PER_CHECK = 3
@@ -63,11 +62,17 @@ def _open_splits(folder: pathlib.Path) -> dict[str, Source]:
     """
     if not prepared.is_prepared(folder):
         FolderSource(folder)  # says what is wrong with the file
-        records = json.loads((folder / 'annotations.json').read_text('utf-8'))
+        records = json.loads((folder / 'annotations.json').read_text('utf-8-sig'))
         names = dict.fromkeys(record.get('split') or '' for record in records)
         return {name or 'all': FolderSource(folder, split=name) for name in names}
-    info = json.loads((folder / 'dataset_info.json').read_text('utf-8'))
-    names = [split['name'] for split in info['splits']]
+    path = folder / 'dataset_info.json'
+    try:
+        names = [split['name'] for split in json.loads(path.read_text('utf-8'))['splits']]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path}: expected what prepare writes, got a damaged file ({error}); remove the '
+            'folder and prepare the data set again'
+        ) from error
     return {name: prepared.PreparedSource(folder, split=name) for name in names}
 
 
@@ -134,9 +139,22 @@ def _read_config(path: str) -> tuple[Augmentation, float]:
     return Augmentation(**config.augmentation), config.sigma
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f'expected a number of at least {least}, got {text!r}')
+        return number
+
+    return parse
+
+
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = command_line.Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('name', help='of a prepared data set, or its folder')
@@ -145,16 +163,18 @@ def main() -> None:
     parser.add_argument('--report', type=pathlib.Path, help='JSON to write: all findings')
     parser.add_argument('--no_report', action='store_true', help='only the contact sheet')
     parser.add_argument('--split', help='of the sheets, and the only one examined')
-    parser.add_argument('--count', type=int, default=12, help='records on the contact sheet')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--tile', type=int, default=224, help='side of a picture on the sheet')
+    parser.add_argument(
+        '--count', type=_at_least(1), default=12, help='records on the contact sheet'
+    )
+    parser.add_argument('--seed', type=_at_least(0), default=0)
+    parser.add_argument(
+        '--tile', type=_at_least(4), default=224, help='side of a picture on the sheet'
+    )
     parser.add_argument('--config', help="file whose augmentation is shown; default: the paper's")
-    parser.add_argument('--threads', type=int, default=2, help='that read and decode')
+    parser.add_argument('--threads', type=_at_least(1), default=2, help='that read and decode')
     arguments = parser.parse_args()
-    try:
+    with command_line.told():
         run(arguments)
-    except ValueError as error:
-        sys.exit(f'error: {error}')
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -62,7 +62,8 @@ def _run(verb: str, rest: list[str]) -> None:
     elif verb in _SCRIPTS:
         _run_script(verb, rest)
     else:
-        sys.exit(f'error: {verb!r} is no command of handpose\n{_usage()}')
+        names = ', '.join([*_MODES, *_MODULES, *_SCRIPTS])
+        sys.exit(f'error: {verb!r} is no command of handpose; expected one of {names}')
 
 
 def _usage() -> str:
