@@ -16,7 +16,7 @@ STRIDE = 4
 SIDE = 28  # of the maps that tests build by hand
 SIGMA = 1.75  # of their peaks, map pixels
 
-render = jax.jit(heatmaps.render, static_argnames=('height', 'width', 'stride', 'sigma'))
+jitted_render = jax.jit(heatmaps.render, static_argnames=('height', 'width', 'stride', 'sigma'))
 weighted_average = jax.jit(heatmaps.weighted_average, static_argnames='half_pixel_bias')
 
 
@@ -26,8 +26,7 @@ def random_maps(seed=0, shape=(1, SIDE, SIDE, 21)):
 
 def reference_maps(keypoints, height, width, stride, sigma):
     """Equation 1, pixel by pixel in the crop's frame."""
-    x = (np.arange(width) + 0.5) * stride - 0.5
-    y = (np.arange(height) + 0.5) * stride - 0.5
+    x, y = ((np.arange(side) + 0.5) * stride - 0.5 for side in (width, height))
     dx = x[None, None, :, None] - keypoints[:, None, None, :, 0]
     dy = y[None, :, None, None] - keypoints[:, None, None, :, 1]
     return np.exp(-(dx**2 + dy**2) / (2 * sigma**2))
@@ -44,10 +43,20 @@ def a_hand(certain_at=(6, 6), height=0.9):
     return np.repeat(bump(*certain_at, height)[None, :, :, None], 22, axis=3).astype(np.float32)
 
 
+def render(keypoints, visible=None, *, width=16, height=16, stride=STRIDE, sigma=7.0):
+    """Targets and weights; without `visible` every keypoint is annotated."""
+    visible = np.ones(keypoints.shape[:2], bool) if visible is None else visible
+    keypoints, visible = jnp.asarray(keypoints, jnp.float32), jnp.asarray(visible)
+    return jitted_render(keypoints, visible, height=height, width=width, stride=stride, sigma=sigma)
+
+
+def decode(maps, stride=STRIDE, **kwargs):
+    return heatmaps.decode(jnp.asarray(maps), stride=stride, **kwargs)
+
+
 def decoded_pixels(maps, **kwargs):
     """Where the keypoints of the first hand are, map pixels."""
-    keypoints = heatmaps.decode(jnp.asarray(maps), stride=1, **kwargs).keypoints
-    return np.asarray(keypoints[0])
+    return np.asarray(decode(maps, stride=1, **kwargs).keypoints[0])
 
 
 # --- rendering ------------------------------------------------------------------------------------
@@ -63,14 +72,7 @@ def test_targets_are_equations_1_and_2(height, width, stride, sigma):
     keypoints = rng.uniform(-0.2, 1.2, (3, 21, 2)) * size
     visible = rng.random((3, 21)) < 0.6
     visible[0] = True
-    targets, _ = render(
-        jnp.asarray(keypoints, jnp.float32),
-        jnp.asarray(visible),
-        height=height,
-        width=width,
-        stride=stride,
-        sigma=sigma,
-    )
+    targets, _ = render(keypoints, visible, width=width, height=height, stride=stride, sigma=sigma)
     maps = reference_maps(keypoints.astype(np.float32), height, width, stride, sigma)
     assert targets.dtype == jnp.float32
     maps = np.where(visible[:, None, None, :], maps, 0)
@@ -88,9 +90,7 @@ def test_a_map_counts_only_where_its_keypoint_is_annotated_and_inside():
     visible[2] = False
     keypoints[3, 7] = (1000, 1000)
     visible[3, 7] = False
-    _, weights = render(
-        jnp.asarray(keypoints), jnp.asarray(visible), height=12, width=16, stride=4, sigma=7.0
-    )
+    _, weights = render(keypoints, visible, height=12)
     expected = np.ones((4, 22))
     expected[0, 2:6] = 0  # beyond the outermost pixels' edges; the background's hole is known
     expected[1, [4, 21]] = 0  # the place of the background's hole is not known
@@ -106,9 +106,7 @@ def test_the_place_of_a_keypoint_that_is_not_annotated_shows_in_no_counted_map()
     moved = np.where(visible[..., None], keypoints, 30.0).astype(np.float32)
 
     def counted(points):
-        targets, weights = render(
-            jnp.asarray(points), jnp.asarray(visible), height=16, width=16, stride=4, sigma=7.0
-        )
+        targets, weights = render(points, visible)
         return np.asarray(targets[..., :21] * weights[:, None, None, :21]), targets[..., 21]
 
     for one, other in zip(counted(keypoints), counted(moved), strict=True):
@@ -127,10 +125,7 @@ def test_a_coordinate_that_is_not_finite_spreads_nowhere_if_its_keypoint_is_not_
     predicted = jnp.asarray(random_maps(0, (2, 16, 16, 22)))
 
     def loss(points, predicted):
-        targets, weights = render(
-            points, jnp.asarray(visible), height=16, width=16, stride=4, sigma=7.0
-        )
-        return losses.squared_error_loss(predicted, targets, weights)
+        return losses.squared_error_loss(predicted, *render(points, visible))
 
     clean = jax.value_and_grad(loss, (0, 1))(jnp.asarray(keypoints), predicted)
     found = jax.value_and_grad(loss, (0, 1))(jnp.asarray(broken), predicted)
@@ -158,30 +153,20 @@ def test_map_and_crop_pixels_are_each_others_inverse():
 def test_keypoints_come_back_to_the_photograph_from_maps_at_stride_4(seed, mirror):
     rng = np.random.default_rng(seed)
     size = SIDE * STRIDE
-    crop_from_image = geometry.crop_from_image(
-        np.array([35.3, 20.1, 235.3, 220.1]),
-        size,
-        rotation=rng.uniform(-np.pi, np.pi),
-        mirror=mirror,
-    )
+    box, rotation = np.array([35.3, 20.1, 235.3, 220.1]), rng.uniform(-np.pi, np.pi)
+    crop_from_image = geometry.crop_from_image(box, size, rotation=rotation, mirror=mirror)
     image_from_crop = geometry.invert(crop_from_image)
     # In the map's outermost pixels a peak has no neighbour on one side.
     in_image = geometry.apply_affine(image_from_crop, rng.uniform(4, size - 5, (21, 2)))
     in_crop = geometry.apply_affine(crop_from_image, in_image)
-    targets, _ = render(
-        jnp.asarray(in_crop[None], jnp.float32),
-        jnp.ones((1, 21), bool),
-        height=SIDE,
-        width=SIDE,
-        stride=STRIDE,
-        sigma=heatmaps.SIGMA * size / 224,
-    )
-    found = np.asarray(heatmaps.decode(targets, stride=STRIDE).keypoints[0], np.float64)
+    sigma = heatmaps.SIGMA * size / 224
+    targets, _ = render(in_crop[None], width=SIDE, height=SIDE, sigma=sigma)
+    found = np.asarray(decode(targets).keypoints[0], np.float64)
     assert np.linalg.norm(found - in_crop, axis=-1).max() < 0.02
     back = geometry.apply_affine(image_from_crop, found)
     assert np.linalg.norm(back - in_image, axis=-1).max() < 0.02 * 200 / size
     # The map's pixels alone are far coarser.
-    coarse = heatmaps.decode(targets, stride=STRIDE, subpixel=False).keypoints[0]
+    coarse = decode(targets, subpixel=False).keypoints[0]
     assert np.linalg.norm(coarse - in_crop, axis=-1).max() > 1
 
 
@@ -194,16 +179,9 @@ def test_on_the_border_a_keypoint_is_found_to_half_a_map_pixel_and_exactly_along
     along = np.linspace(10, 100, 21)
     axis = 0 if border in ('left', 'right') else 1
     keypoints = np.stack([across, along] if axis == 0 else [along, across], axis=-1)[None]
-    targets, weights = render(
-        jnp.asarray(keypoints, jnp.float32),
-        jnp.ones((1, 21), bool),
-        height=SIDE,
-        width=SIDE,
-        stride=STRIDE,
-        sigma=7.0,
-    )
+    targets, weights = render(keypoints, width=SIDE, height=SIDE)
     assert (np.asarray(weights) == 1).all()
-    error = np.abs(heatmaps.decode(targets, stride=STRIDE).keypoints - keypoints)[0]
+    error = np.abs(decode(targets).keypoints - keypoints)[0]
     assert error[:, 1 - axis].max() < 0.02
     assert error[:, axis].max() <= 0.5 * STRIDE + 1e-4
 
@@ -233,24 +211,15 @@ def test_refining_moves_at_most_half_a_pixel_on_any_map(seed):
 
 def dark_in_float64(maps, pixel, sigma):
     """Zhang et al. 2020, section 3.2, for one map: blur, logarithm, one Newton step."""
-    blurred = np.log(
-        np.maximum(
-            scipy.ndimage.gaussian_filter(
-                maps.astype(np.float64), sigma, mode='constant', truncate=20
-            ),
-            1e-6,
-        )
-    )
+    maps = maps.astype(np.float64)
+    blurred = scipy.ndimage.gaussian_filter(maps, sigma, mode='constant', truncate=20)
+    log = np.log(np.maximum(blurred, 1e-6))
     x, y = pixel
-    g = np.array([blurred[y, x + 1] - blurred[y, x - 1], blurred[y + 1, x] - blurred[y - 1, x]]) / 2
-    hxx = (blurred[y, x + 2] - 2 * blurred[y, x] + blurred[y, x - 2]) / 4
-    hyy = (blurred[y + 2, x] - 2 * blurred[y, x] + blurred[y - 2, x]) / 4
-    hxy = (
-        blurred[y + 1, x + 1]
-        - blurred[y + 1, x - 1]
-        - blurred[y - 1, x + 1]
-        + blurred[y - 1, x - 1]
-    ) / 4
+    g = np.array([log[y, x + 1] - log[y, x - 1], log[y + 1, x] - log[y - 1, x]]) / 2
+    hxx = (log[y, x + 2] - 2 * log[y, x] + log[y, x - 2]) / 4
+    hyy = (log[y + 2, x] - 2 * log[y, x] + log[y - 2, x]) / 4
+    above, below = log[y - 1, [x - 1, x + 1]], log[y + 1, [x - 1, x + 1]]
+    hxy = (below[1] - below[0] - above[1] + above[0]) / 4
     return np.array(pixel) - np.linalg.solve(np.array([[hxx, hxy], [hxy, hyy]]), g)
 
 
@@ -262,12 +231,10 @@ def test_dark_is_the_published_step():
     for _ in range(21):
         x, y = rng.uniform(8, 20, 2)
         dx, dy = columns - x, rows - y
-        bump_askew = np.exp(-(dx**2 + 0.6 * dx * dy + 0.8 * dy**2) / 8)
-        noisy = bump_askew + rng.uniform(0, 0.02, bump_askew.shape)
-        pixel = np.unravel_index(noisy.argmax(), noisy.shape)[::-1]
-        maps.append(noisy)
-        pixels.append(pixel)
-        expected.append(dark_in_float64(noisy, pixel, SIGMA))
+        askew = np.exp(-(dx**2 + 0.6 * dx * dy + 0.8 * dy**2) / 8)
+        maps.append(askew + rng.uniform(0, 0.02, askew.shape))
+        pixels.append(np.unravel_index(maps[-1].argmax(), askew.shape)[::-1])
+        expected.append(dark_in_float64(maps[-1], pixels[-1], SIGMA))
     stacked = np.stack(maps, axis=-1)[None].astype(np.float32)
     found = heatmaps.refine_dark(jnp.asarray(stacked), jnp.asarray([pixels]), sigma_map=SIGMA)
     assert np.abs(np.array(expected) - pixels).max() < 1
@@ -285,16 +252,8 @@ def test_dark_is_exact_for_a_gaussian_and_leaves_borders_and_plains_alone():
 
 
 def test_decode_with_dark():
-    maps = np.repeat(bump(11.3, 14.6)[None, :, :, None], 22, axis=3).astype(np.float32)
-    points = decoded_pixels(maps, refinement='dark')
+    points = decoded_pixels(a_hand((11.3, 14.6), 1.0), refinement='dark')
     np.testing.assert_allclose(points, np.tile([11.3, 14.6], (21, 1)), rtol=0, atol=5e-3)
-
-
-@pytest.mark.usefixtures('unchecked')
-def test_an_unknown_refinement_is_refused():
-    maps = jnp.zeros((1, 8, 8, 22))
-    with pytest.raises(ValueError, match="'parabola' or 'dark', got 'spline'"):
-        heatmaps.decode(maps, stride=1, refinement='spline')
 
 
 def test_the_spatial_softmax_is_scipys_and_sums_to_one():
@@ -312,7 +271,7 @@ def test_without_refinement_a_keypoint_is_the_argmax_of_the_spatial_softmax(scal
     logits = maps.astype(np.float64) / scale
     probabilities = scipy.special.softmax(logits, axis=(1, 2)).reshape(1, -1, 21)
     y, x = np.divmod(probabilities.argmax(axis=1), SIDE)
-    found = heatmaps.decode(jnp.asarray(maps), stride=4, subpixel=False, fallback=False)
+    found = decode(maps, subpixel=False, fallback=False)
     np.testing.assert_allclose(found.keypoints, np.stack([x, y], -1) * 4 + 1.5, atol=1e-5)
 
 
@@ -321,7 +280,7 @@ def test_confidence_is_the_raw_value_clipped_and_no_probability():
     heights = np.linspace(-0.5, 2, 21, dtype=np.float32)
     maps[0, ..., :21] *= heights / maps[0].max()
     raw = maps[0, ..., :21].max(axis=(0, 1))
-    prediction = heatmaps.decode(jnp.asarray(maps), stride=4, fallback=False)
+    prediction = decode(maps, fallback=False)
     np.testing.assert_allclose(prediction.confidence[0], np.clip(raw, 0, 1), rtol=1e-6)
     probability = heatmaps.spatial_softmax(jnp.asarray(maps))[0, 6, 6, 12]
     assert raw[12] == pytest.approx(1)
@@ -359,7 +318,7 @@ def with_two_peaks(high, near=0.05):
 
 
 def test_an_uncertain_keypoint_takes_its_peak_nearest_to_the_certain_ones():
-    prediction = heatmaps.decode(jnp.asarray(with_two_peaks(high=0.08)), stride=1)
+    prediction = decode(with_two_peaks(high=0.08), stride=1)
     np.testing.assert_allclose(prediction.keypoints[0, 9], [8, 5], atol=1e-3)
     assert float(prediction.confidence[0, 9]) == pytest.approx(0.05)
     others = np.delete(np.asarray(prediction.keypoints[0]), 9, axis=0)
@@ -404,8 +363,7 @@ def test_without_any_certain_keypoint_nothing_moves():
 
 def test_nearest_means_the_mean_distance_to_all_certain_keypoints():
     maps = a_hand(certain_at=(4, 4))
-    for keypoint in range(16, 21):
-        maps[0, :, :, keypoint] = bump(24, 4, 0.9)
+    maps[0, :, :, 16:21] = bump(24, 4, 0.9)[..., None]
     # Five certain keypoints lie right beside the first peak, fifteen nearer to the second.
     maps[0, :, :, 9] = np.maximum(bump(24, 8, 0.08), bump(8, 8, 0.05))
     np.testing.assert_allclose(decoded_pixels(maps)[9], [8, 8], atol=1e-3)
@@ -418,10 +376,9 @@ def test_nearest_means_the_mean_distance_to_all_certain_keypoints():
 
 def test_of_two_peaks_equally_near_the_higher_is_taken_and_of_equals_the_first():
     maps = a_hand(certain_at=(14, 14))
-    maps[0, :, :, 9] = np.maximum(bump(24, 24, 0.08), bump(9, 14, 0.03))
-    maps[0, :, :, 9] = np.maximum(maps[0, :, :, 9], bump(19, 14, 0.04))
-    maps[0, :, :, 3] = np.maximum(bump(24, 24, 0.08), bump(9, 14, 0.03))
-    maps[0, :, :, 3] = np.maximum(maps[0, :, :, 3], bump(19, 14, 0.03))
+    for keypoint, height in ((9, 0.04), (3, 0.03)):
+        peaks = (bump(24, 24, 0.08), bump(9, 14, 0.03), bump(19, 14, height))
+        maps[0, :, :, keypoint] = np.max(peaks, axis=0)
     found = decoded_pixels(maps)
     np.testing.assert_allclose(found[9], [19, 14], atol=1e-3)
     np.testing.assert_allclose(found[3], [9, 14], atol=1e-3)
@@ -459,22 +416,19 @@ def test_constant_maps_give_finite_keypoints_inside_the_crop(value, method):
     some = a_hand()
     some[..., 3:9] = value
     for maps in (some, np.full_like(some, value)):
-        keypoints, confidence = heatmaps.decode(jnp.asarray(maps), stride=STRIDE, method=method)
+        keypoints, confidence = decode(maps, method=method)
         assert np.isfinite(keypoints).all()
         assert heatmaps.inside_crop(keypoints, STRIDE * SIDE, STRIDE * SIDE).all()
         np.testing.assert_allclose(confidence[0, 3:9], np.clip(value, 0, 1), rtol=1e-6)
 
 
 @pytest.mark.parametrize('method', ['peak', 'weighted_average'])
-@pytest.mark.parametrize('where', ['one pixel', 'the whole map'])
+@pytest.mark.parametrize('where', [20, slice(None)], ids=['one pixel', 'the whole map'])
 def test_a_map_with_nan_says_so_in_its_confidence_and_harms_no_other(method, where):
     maps = a_hand()
-    clean = heatmaps.decode(jnp.asarray(maps), stride=4, method=method)
-    if where == 'one pixel':
-        maps[0, 20, 20, 9] = np.nan
-    else:
-        maps[0, :, :, 9] = np.nan
-    broken = heatmaps.decode(jnp.asarray(maps), stride=4, method=method)
+    clean = decode(maps, method=method)
+    maps[0, where, where, 9] = np.nan
+    broken = decode(maps, method=method)
     assert np.isnan(broken.confidence[0, 9])
     others = np.arange(21) != 9
     np.testing.assert_array_equal(broken.keypoints[0, others], clean.keypoints[0, others])
@@ -484,14 +438,17 @@ def test_a_map_with_nan_says_so_in_its_confidence_and_harms_no_other(method, whe
 # --- weighted average -----------------------------------------------------------------------------
 
 
+def centre_of_mass(mass):
+    """(x, y) of every map in float64, map pixels."""
+    mass = mass.astype(np.float64)
+    y, x = (grid[None, :, :, None] for grid in np.mgrid[: mass.shape[1], : mass.shape[2]])
+    sums = [(mass * grid).sum(axis=(1, 2)) for grid in (x, y)]
+    return np.stack(sums, axis=-1) / mass.sum(axis=(1, 2))[..., None]
+
+
 def test_the_weighted_average_is_the_centre_of_the_positive_mass():
     maps = random_maps(4, (2, 14, 11, 21))
-    mass = np.maximum(maps.astype(np.float64), 0)
-    y, x = np.mgrid[:14, :11]
-    total = mass.sum(axis=(1, 2))
-    expected = np.stack(
-        [(mass * grid[None, :, :, None]).sum(axis=(1, 2)) / total for grid in (x, y)], axis=-1
-    )
+    expected = centre_of_mass(np.maximum(maps, 0))
     found = weighted_average(jnp.asarray(maps))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     biased = weighted_average(jnp.asarray(maps), half_pixel_bias=True)
@@ -500,7 +457,7 @@ def test_the_weighted_average_is_the_centre_of_the_positive_mass():
 
 def test_decoding_by_weighted_average_moves_it_to_the_crop_and_has_the_peaks_confidence():
     maps = jnp.asarray(random_maps(4))
-    found = heatmaps.decode(maps, stride=4, method='weighted_average')
+    found = decode(maps, method='weighted_average')
     np.testing.assert_allclose(found.keypoints, weighted_average(maps) * 4 + 1.5, rtol=1e-5)
     np.testing.assert_allclose(found.confidence, np.clip(maps.max(axis=(1, 2)), 0, 1), rtol=1e-6)
 
@@ -509,27 +466,15 @@ def test_decoding_by_weighted_average_moves_it_to_the_crop_and_has_the_peaks_con
 def test_decode_gives_the_tutorials_numbers_when_asked(stride):
     """Its code takes fractions of the side, sum(x p) / side, with pixels counted from 0."""
     maps = np.abs(random_maps(4))
-    p = maps.astype(np.float64) / maps.sum(axis=(1, 2), keepdims=True)
-    y, x = (grid[None, :, :, None] / SIDE for grid in np.mgrid[:SIDE, :SIDE])
-    fractions = np.stack([(x * p).sum(axis=(1, 2)), (y * p).sum(axis=(1, 2))], axis=-1)
-
-    def decode(**kwargs):
-        return heatmaps.decode(
-            jnp.asarray(maps), stride=stride, method='weighted_average', **kwargs
-        )
-
-    biased, corrected = decode(half_pixel_bias=True), decode()
+    fractions = centre_of_mass(maps) / SIDE
+    biased, corrected = (
+        decode(maps, stride, method='weighted_average', half_pixel_bias=bias)
+        for bias in (True, False)
+    )
     # A fraction runs from the first pixel's edge, which is at -0.5.
     np.testing.assert_allclose(biased.keypoints, fractions * SIDE * stride - 0.5, rtol=1e-5)
     np.testing.assert_allclose(corrected.keypoints - biased.keypoints, 0.5 * stride, rtol=1e-4)
     np.testing.assert_array_equal(biased.confidence, corrected.confidence)
-
-
-def test_a_bias_asked_of_peaks_is_an_error():
-    with pytest.raises(
-        ValueError, match=r"decode\.half_pixel_bias: only .*decode\.method is 'peak'"
-    ):
-        heatmaps.decode(jnp.zeros((1, 8, 8, 22)), stride=4, half_pixel_bias=True)
 
 
 def test_a_map_without_positive_mass_averages_to_its_centre():
@@ -545,35 +490,37 @@ def test_a_jitted_batch_gives_what_each_hand_gives_alone(method):
     maps = np.concatenate([with_two_peaks(0.08), with_two_peaks(0.12), a_hand((20, 3), 0.05)])
     maps += 1e-3 * random_maps(5, maps.shape)
 
-    decode = jax.jit(functools.partial(heatmaps.decode, stride=4, method=method))
-    together = decode(jnp.asarray(maps))
+    together = jax.jit(functools.partial(decode, method=method))(maps)
     for i in range(len(maps)):
-        alone = heatmaps.decode(jnp.asarray(maps[i : i + 1]), stride=4, method=method)
+        alone = decode(maps[i : i + 1], method=method)
         np.testing.assert_allclose(together.keypoints[i], alone.keypoints[0], atol=1e-4)
         np.testing.assert_allclose(together.confidence[i], alone.confidence[0], rtol=1e-6)
 
 
 def test_the_background_map_does_not_matter():
-    maps = jnp.asarray(random_maps(6, (1, SIDE, SIDE, 22)))
-    for one, other in zip(
-        heatmaps.decode(maps, stride=4), heatmaps.decode(maps[..., :21], stride=4), strict=True
-    ):
+    maps = random_maps(6, (1, SIDE, SIDE, 22))
+    for one, other in zip(decode(maps), decode(maps[..., :21]), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize('method', ['peak', 'weighted_average'])
 def test_bfloat16_maps_are_decoded_in_float32(method):
     narrow = jnp.asarray(with_two_peaks(0.08)).astype(jnp.bfloat16)
-    for one, other in zip(
-        heatmaps.decode(narrow, stride=4, method=method),
-        heatmaps.decode(narrow.astype(jnp.float32), stride=4, method=method),
-        strict=True,
-    ):
+    wide = narrow.astype(jnp.float32)
+    for one, other in zip(decode(narrow, method=method), decode(wide, method=method), strict=True):
         assert one.dtype == jnp.float32
         np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.usefixtures('unchecked')
-def test_an_unknown_method_is_an_error():
-    with pytest.raises(ValueError, match=r"decode\.method: expected .* got 'mean'"):
-        heatmaps.decode(jnp.zeros((1, 8, 8, 22)), stride=4, method='mean')
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'method': 'mean'}, r"decode\.method: expected .* got 'mean'"),
+        ({'refinement': 'spline'}, "'parabola' or 'dark', got 'spline'"),
+        ({'half_pixel_bias': True}, r"decode\.half_pixel_bias: only .*decode\.method is 'peak'"),
+    ],
+)
+def test_a_setting_that_does_not_exist_or_fit_is_an_error(settings, message):
+    with pytest.raises(ValueError, match=message):
+        decode(np.zeros((1, 8, 8, 22), np.float32), **settings)

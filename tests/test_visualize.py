@@ -1,6 +1,7 @@
 """Pictures are drawn where the keypoints are, and nothing that is drawn can crash."""
 
 import builtins
+import functools
 
 import numpy as np
 import pytest
@@ -19,10 +20,10 @@ def spread_keypoints(side=200.0):
     return keypoints
 
 
-def lone(keypoint, point):
-    """Only one keypoint can be drawn, hence no bone."""
+def only(*points):
+    """Keypoints 1, 2 and so on of the thumb alone; one point alone has no bone."""
     keypoints = np.full((21, 2), np.nan)
-    keypoints[keypoint] = point
+    keypoints[1 : 1 + len(points)] = points
     return keypoints
 
 
@@ -53,18 +54,13 @@ def test_a_hand_has_its_fingers_colours_at_its_keypoints_and_along_its_bones():
 
 
 @pytest.mark.parametrize('fraction', [0.0, 0.25, 0.5, 0.75])
-def test_a_keypoint_is_drawn_at_its_fraction_of_a_pixel(fraction):
+def test_keypoints_and_bones_are_drawn_at_their_fraction_of_a_pixel(fraction):
     point = np.array([20 + fraction, 21 - fraction])
-    drawn = visualize.draw_hand(blank(41, 41), lone(0, point), thickness=3)
+    drawn = visualize.draw_hand(blank(41, 41), only(point), thickness=3)
     # The pixel-centre rule broken would be off by 0.5.
     np.testing.assert_allclose(centroid(drawn), point, atol=0.05)
-
-
-@pytest.mark.parametrize('fraction', [0.0, 0.25, 0.5, 0.75])
-def test_a_bone_is_drawn_at_its_fraction_of_a_pixel(fraction):
-    keypoints = np.full((21, 2), np.nan)
-    keypoints[1], keypoints[2] = [8, 20 + fraction], [32, 20 + fraction]
-    drawn = visualize.draw_hand(blank(41, 41), keypoints, thickness=3)
+    bone = only([8, 20 + fraction], [32, 20 + fraction])
+    drawn = visualize.draw_hand(blank(41, 41), bone, thickness=3)
     np.testing.assert_allclose(centroid(drawn), [20, 20 + fraction], atol=0.1)
 
 
@@ -104,10 +100,8 @@ def test_a_keypoint_of_low_confidence_is_hollow_and_its_bone_thin():
 
     assert bone_width(unsure) < bone_width(sure)
     # The threshold decides, and at the threshold a keypoint is sure.
-    lenient = visualize.draw_hand(
-        blank(), keypoints, thickness=5, confidence=confidence, threshold=0.05
-    )
-    assert (lenient == sure).all()
+    settings = {'thickness': 5, 'confidence': confidence, 'threshold': 0.05}
+    assert (visualize.draw_hand(blank(), keypoints, **settings) == sure).all()
 
 
 @pytest.mark.parametrize(
@@ -129,9 +123,8 @@ def test_a_wild_keypoint_harms_nobody(point):
 
 @pytest.mark.parametrize('far', [300.0, 1e4, 1e7, 1e12])
 def test_a_bone_that_leaves_the_image_keeps_its_direction(far):
-    keypoints = np.full((21, 2), np.nan)
-    keypoints[1], keypoints[2] = [100, 100], [100 + far, 100 + far]
-    drawn = visualize.draw_hand(blank(), keypoints, thickness=3)
+    bone = only([100, 100], [100 + far, 100 + far])
+    drawn = visualize.draw_hand(blank(), bone, thickness=3)
     for place in (120, 150, 190):
         np.testing.assert_allclose(drawn[place, place], hand.keypoint_colour(2), atol=40)
     painted = np.argwhere((drawn != 128).any(axis=2))
@@ -140,11 +133,8 @@ def test_a_bone_that_leaves_the_image_keeps_its_direction(far):
 
 @pytest.mark.parametrize(('height', 'width'), [(1, 1), (3, 500), (500, 3)])
 def test_a_strip_of_an_image_can_be_drawn_on(height, width):
-    assert visualize.draw_hand(blank(height, width), spread_keypoints()).shape == (
-        height,
-        width,
-        3,
-    )
+    strip = blank(height, width)
+    assert visualize.draw_hand(strip, spread_keypoints()).shape == strip.shape
 
 
 def test_enlarging_moves_keypoints_with_the_picture():
@@ -170,10 +160,7 @@ def test_enlarging_leaves_a_large_image_alone():
 def test_a_contact_sheet_shows_every_tile_whole_and_unsquashed():
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30), (30, 200, 200)]
     shapes = [(40, 40), (20, 80), (80, 20), (300, 300), (1, 1)]
-    tiles = [
-        np.full((*shape, 3), colour, np.uint8)
-        for shape, colour in zip(shapes, colours, strict=True)
-    ]
+    tiles = [blank(*shape, colour) for shape, colour in zip(shapes, colours, strict=True)]
     sheet = visualize.contact_sheet(tiles, list('abcde'), columns=2, tile_size=64)
     for (height, width), colour in zip(shapes, colours, strict=True):
         where = np.argwhere((sheet == colour).all(axis=2))
@@ -188,10 +175,11 @@ def test_a_contact_sheet_shows_every_tile_whole_and_unsquashed():
 
 
 def test_captions_and_title_are_written_and_only_there():
-    tiles = [blank(32, 32, 200)] * 3
-    plain = visualize.contact_sheet(tiles, [''] * 3, columns=3, tile_size=96)
-    written = visualize.contact_sheet(tiles, ['', 'Ångström\n3.2 px', ''], columns=3, tile_size=96)
-    titled = visualize.contact_sheet(tiles, [''] * 3, columns=3, tile_size=96, title='A title')
+    sheet = functools.partial(
+        visualize.contact_sheet, [blank(32, 32, 200)] * 3, columns=3, tile_size=96
+    )
+    plain, titled = sheet([''] * 3), sheet([''] * 3, title='A title')
+    written = sheet(['', 'Ångström\n3.2 px', ''])
     assert written.shape[0] > plain.shape[0]
     below = written[plain.shape[0] - 6 :]
     dark = np.argwhere(below.max(axis=2) < 90)[:, 1]
@@ -223,10 +211,9 @@ def test_a_prediction_sheet_shows_prediction_in_colour_and_truth_in_white():
     predicted = truth + np.array([6, 0])
     visible = np.ones(21, bool)
     visible[20] = False
+    given = ([blank(100, 100)], [predicted], [truth], [6.0], ['a'])
     sheets = [
-        visualize.prediction_sheet(
-            [blank(100, 100)], [predicted], [truth], [6.0], ['a'], visible=[shown], tile_size=200
-        )
+        visualize.prediction_sheet(*given, visible=[shown], tile_size=200)
         for shown in (visible, np.ones(21, bool))
     ]
     corner = np.argwhere((sheets[0] == 128).all(axis=2)).min(axis=0)[::-1]
@@ -264,17 +251,13 @@ def test_a_prediction_sheet_wants_one_of_each():
         visualize.prediction_sheet([blank()], points, points, [1.0, 2.0])
 
 
-def test_a_png_keeps_every_pixel_and_the_order_of_the_colours(tmp_path):
+def test_a_png_keeps_every_pixel_and_colour_or_is_an_error(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
-    visualize.save_png(tmp_path / 'new' / 'folder' / 'a.png', image)
-    read = np.asarray(Image.open(tmp_path / 'new' / 'folder' / 'a.png'))
-    np.testing.assert_array_equal(read, image)
-
-
-def test_a_png_that_cannot_be_written_is_an_error(tmp_path):
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(OSError, match='file'):
-        visualize.save_png(tmp_path / 'file' / 'a.png', blank(4, 4))
+    path = tmp_path / 'new' / 'folder' / 'a.png'
+    visualize.save_png(path, image)
+    np.testing.assert_array_equal(Image.open(path), image)
+    with pytest.raises(OSError, match=r'a\.png'):
+        visualize.save_png(path / 'b.png', image)
 
 
 def test_drawing_a_hand_needs_no_matplotlib(monkeypatch):

@@ -54,8 +54,7 @@ def fold(
     # Before the model runs, whose own error would not say what is missing for what.
     blocks = _blocks(params, statistics)
     epsilons = _epsilons(model, variables, example)
-    if set(epsilons) != {(*block, 'bn') for block in blocks}:
-        different = set(epsilons) ^ {(*block, 'bn') for block in blocks}
+    if different := set(epsilons) ^ {(*block, 'bn') for block in blocks}:
         raise ValueError(
             f'fold: {_join(min(different))}: is batch normalisation in the network or in the '
             'variables, but not in both'
@@ -65,13 +64,10 @@ def fold(
     }
     for block in blocks:
         kernel = params[*block, 'kernel']
+        affine = [params[*block, 'bn', name] for name in _AFFINE]
+        running = [statistics[*block, 'bn', name] for name in _STATISTICS]
         wide, scale, bias, mean, var = (
-            np.asarray(leaf, np.float64)
-            for leaf in (
-                kernel,
-                *(params[*block, 'bn', name] for name in _AFFINE),
-                *(statistics[*block, 'bn', name] for name in _STATISTICS),
-            )
+            np.asarray(leaf, np.float64) for leaf in (kernel, *affine, *running)
         )
         if np.any(var < 0):
             raise ValueError(
@@ -86,31 +82,29 @@ def fold(
 
 def _blocks(params: _Leaves, statistics: _Leaves) -> list[tuple[str, ...]]:
     """Paths of all {'kernel', 'bn'}; ValueError for anything else that has to do with 'bn'."""
-    paths = {path[: path.index('bn')] for path in (*params, *statistics) if 'bn' in path}
     if stray := [path for path in statistics if 'bn' not in path]:
         raise ValueError(f'fold: batch_stats/{_join(stray[0])}: is of no batch normalisation')
-    blocks = sorted(paths)
+    parts = (
+        ('params', params, {('kernel',), *(('bn', name) for name in _AFFINE)}),
+        ('batch_stats', statistics, {('bn', name) for name in _STATISTICS}),
+    )
+    blocks = sorted({path[: path.index('bn')] for path in (*params, *statistics) if 'bn' in path})
     for block in blocks:
-        expected = {('kernel',), *(('bn', name) for name in _AFFINE)}
         depth = len(block)
-        for collection, leaves, wanted in (
-            ('params', params, expected),
-            ('batch_stats', statistics, {('bn', name) for name in _STATISTICS}),
-        ):
+        for collection, leaves, wanted in parts:
             found = {path[depth:] for path in leaves if path[:depth] == block}
             if found != wanted:
                 raise ValueError(
                     f'fold: {collection}/{_join(block)}: expected '
                     f'{sorted(map(_join, wanted))}, got {sorted(map(_join, found))}'
                 )
-        kernel = params[*block, 'kernel']
-        for collection, leaves in (('params', params), ('batch_stats', statistics)):
-            for name in _AFFINE if collection == 'params' else _STATISTICS:
-                if leaves[*block, 'bn', name].shape != kernel.shape[-1:]:
+        kernel = params[*block, 'kernel'].shape
+        for collection, leaves, wanted in parts:
+            for name in sorted(wanted - {('kernel',)}):
+                if (shape := leaves[*block, *name].shape) != kernel[-1:]:
                     raise ValueError(
-                        f'fold: {collection}/{_join((*block, "bn", name))}: expected the shape '
-                        f'{kernel.shape[-1:]} of the output channels of the kernel '
-                        f'{kernel.shape}, got {leaves[*block, "bn", name].shape}'
+                        f'fold: {collection}/{_join((*block, *name))}: expected the shape '
+                        f'{kernel[-1:]} of the output channels of the kernel {kernel}, got {shape}'
                     )
     return blocks
 

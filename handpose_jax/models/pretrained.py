@@ -63,15 +63,17 @@ class _Layout(NamedTuple):
     bgr: bool = False
 
 
+_INVERTED_RESIDUAL = re.compile(r'block_(\d+)/(expand|depthwise|project)')
+_BOTTLENECK = re.compile(r'(conv\d)_(\d)/(shortcut|reduce|spatial|expand)')
+
+
 def _slim_mobilenet_v2(layer: str) -> dict[str, str] | None:
-    block = re.fullmatch(r'block_(\d+)/(expand|depthwise|project)', layer)
-    if layer == 'stem':
-        name = 'Conv'
-    elif block:
+    name = 'Conv'
+    if layer != 'stem':
+        if not (block := _INVERTED_RESIDUAL.fullmatch(layer)):
+            return None
         number = int(block[1]) - 1
         name = f'expanded_conv_{number}/{block[2]}' if number else f'expanded_conv/{block[2]}'
-    else:
-        return None
     return {field: f'{name}/{field}' for field in _TARGETS}
 
 
@@ -80,10 +82,9 @@ def _keras_batch_norm(layer: str) -> dict[str, str]:
 
 
 def _keras_mobilenet_v2(layer: str) -> dict[str, str] | None:
-    block = re.fullmatch(r'block_(\d+)/(expand|depthwise|project)', layer)
     if layer == 'stem':
         return {'kernel': 'Conv1/kernel', **_keras_batch_norm('bn_Conv1')}
-    if not block:
+    if not (block := _INVERTED_RESIDUAL.fullmatch(layer)):
         return None
     number = int(block[1]) - 1
     name = f'block_{number}_{block[2]}' if number else f'expanded_conv_{block[2]}'
@@ -91,19 +92,14 @@ def _keras_mobilenet_v2(layer: str) -> dict[str, str] | None:
 
 
 def _keras_resnet50(layer: str) -> dict[str, str] | None:
-    block = re.fullmatch(r'(conv\d)_(\d)/(shortcut|reduce|spatial|expand)', layer)
-    if layer == 'stem':
-        name = 'conv1'
-    elif block:
+    name = 'conv1'
+    if layer != 'stem':
+        if not (block := _BOTTLENECK.fullmatch(layer)):
+            return None
         number = ('shortcut', 'reduce', 'spatial', 'expand').index(block[3])
         name = f'{block[1]}_block{block[2]}_{number}'
-    else:
-        return None
-    return {
-        'kernel': f'{name}_conv/kernel',
-        'conv_bias': f'{name}_conv/bias',
-        **_keras_batch_norm(f'{name}_bn'),
-    }
+    arrays = {'kernel': f'{name}_conv/kernel', 'conv_bias': f'{name}_conv/bias'}
+    return arrays | _keras_batch_norm(f'{name}_bn')
 
 
 _LAYOUTS: dict[tuple[str, str], _Layout] = {
@@ -208,9 +204,7 @@ def _hdf5_arrays(root: Any) -> Iterator[tuple[str, np.ndarray]]:
         root['layers'].visititems(
             lambda path, item: groups.append(item) if path.endswith('/vars') else None
         )
-    for group in groups:
-        if 'name' not in group.attrs:
-            continue
+    for group in (group for group in groups if 'name' in group.attrs):
         batch_norm = group.name.split('/')[-2].startswith('batch_normalization')
         names = tuple(_KERAS_BATCH_NORM.values()) if batch_norm else ('kernel', 'bias')
         for index, variable in group.items():
@@ -232,9 +226,6 @@ def init_from(
             'encoder' of 'params' and of 'batch_stats'. Not changed.
         source: path of an `.npz`, or whatever read_keras takes.
         model_name: the network's name in handpose_jax.models.MODELS.
-
-    Returns:
-        The variables with the encoder's leaves replaced.
 
     Raises:
         ValueError: if the source does not fit; one message lists everything that is missing, left
@@ -261,18 +252,12 @@ def init_from(
 def load_encoder(
     variables: Mapping[str, Any], source: Any, *, model_name: str
 ) -> dict[str, dict[str, Any]]:
-    """The same for the variables of an encoder alone.
+    """Does what init_from does for an encoder's own 'params' and 'batch_stats'.
 
     Args:
-        variables: the encoder's 'params' and 'batch_stats'; arrays, or their shapes alone.
-        source: see init_from.
+        variables: arrays, or their shapes alone; the result has their structure.
+        source: see init_from, and for the ValueError too.
         model_name: see init_from.
-
-    Returns:
-        New 'params' and 'batch_stats' of the same structure.
-
-    Raises:
-        ValueError: see init_from.
     """
     is_path = isinstance(source, str | os.PathLike)
     kind = 'npz' if is_path and pathlib.Path(source).suffix == '.npz' else 'Keras'
@@ -298,31 +283,27 @@ def load_encoder(
 def _convert(
     arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any], layout: _Layout
 ) -> tuple[dict[str, Any], list[str]]:
+    converted: dict[str, dict[str, Any]] = {'params': {}, 'batch_stats': {}}
     leaves = {
-        name: traverse_util.flatten_dict(dict(variables[name]), sep='/')
-        for name in ('params', 'batch_stats')
+        name: traverse_util.flatten_dict(dict(variables[name]), sep='/') for name in converted
     }
     suffix = '/kernel'
     layers = [path.removesuffix(suffix) for path in leaves['params'] if path.endswith(suffix)]
     problems: list[str] = []
     used: set[str] = set()
-    converted: dict[str, dict[str, Any]] = {'params': {}, 'batch_stats': {}}
 
     def take(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         used.add(name)
-        expected = f'{name}: expected float32 {shape}'
-        if name not in arrays:
-            problems.append(f'{expected}, got nothing')
-            return None
-        array = arrays[name]
-        if array.shape != shape or array.dtype != np.float32:
-            problems.append(f'{expected}, got {array.dtype} {array.shape}')
-            return None
-        bad = np.size(array) - np.count_nonzero(np.isfinite(array))
-        if bad:
+        array = arrays.get(name)
+        if array is None:
+            problems.append(f'{name}: expected float32 {shape}, got nothing')
+        elif array.shape != shape or array.dtype != np.float32:
+            problems.append(f'{name}: expected float32 {shape}, got {array.dtype} {array.shape}')
+        elif bad := int(np.sum(~np.isfinite(array))):
             problems.append(f'{name}: expected finite numbers, got {bad} that are not')
-            return None
-        return array
+        else:
+            return array
+        return None
 
     for layer in layers:
         names = layout.names(layer)

@@ -68,15 +68,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def convert(
     state: Mapping[str, np.ndarray], variables: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Puts PyTorch's weights into the network's variables.
+    """Puts PyTorch's weights into a tree like the network's variables.
 
     Args:
         state: arrays by their names in PyTorch; kernels are out in h w there.
-        variables: {'params', 'batch_stats'} of models.build('unet'), or their shapes; give the
-            shapes that are expected.
-
-    Returns:
-        The same tree with the weights of `state`.
+        variables: {'params', 'batch_stats'} of models.build('unet'), or their shapes, which are
+            what is expected of `state`.
 
     Raises:
         ValueError: with every layer that is missing, left over or of another shape, at once.
@@ -97,8 +94,7 @@ def convert(
             problems.append(f'{name}: missing')
             continue
         array = np.asarray(state[name])
-        kernel = array.ndim == 4
-        ours = array.transpose(2, 3, 1, 0) if kernel else array
+        ours = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
         shape = tuple(wanted[path].shape)
         if ours.shape != shape:
             expected = (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
@@ -125,13 +121,8 @@ def _names() -> Iterator[tuple[_Path, str]]:
     """Path in our variables and name in PyTorch, of every array."""
     for ours, theirs in _BLOCKS.items():
         for number, (norm, conv) in ((1, (0, 1)), (2, (3, 4))):
-            yield (
-                ('params', ours, f'kernel_{number}'),
-                f'{theirs}.double_conv.{conv}.weight',
-            )
+            block = f'{theirs}.double_conv'
+            yield ('params', ours, f'kernel_{number}'), f'{block}.{conv}.weight'
             for (collection, leaf), name in _BATCH_NORM.items():
-                yield (
-                    (collection, ours, f'bn_{number}', leaf),
-                    f'{theirs}.double_conv.{norm}.{name}',
-                )
+                yield (collection, ours, f'bn_{number}', leaf), f'{block}.{norm}.{name}'
     yield ('params', 'heatmaps_kernel'), 'conv_out.0.weight'

@@ -24,23 +24,22 @@ from handpose_jax.evaluation.report import (
     gallery,
     plots,
     runs,
-    table1,
+    tables,
     write_report,
 )
 from handpose_jax.evaluation.report.__main__ import main
+from handpose_jax.process import outputs
 
 HANDS = 30
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/x>|`$\\frac_*[a](b)'
 
 
-def config_of(data, **more):
-    return {
-        'model': {'name': 'mobilenet_v2', 'width': 1.0},
-        'size': 112,
-        'train_split': 'train',
-        'data': data,
-        **more,
-    }
+SKETCHES = {'name': 'sketch', 'count': HANDS * 10, 'crop_scale': 2.2}
+
+
+def config_of(data=SKETCHES, **more):
+    model = {'name': 'mobilenet_v2', 'width': 1.0}
+    return {'model': model, 'size': 112, 'train_split': 'train', 'data': data, **more}
 
 
 def errors_of(truth, predicted, *, confidence=None, hidden=None, valid=None, crop_scale=2.2):
@@ -72,8 +71,7 @@ def record_of(errors, *, image_id=None, protocol='box', split='val', **meta):
 
 def write_workdir(folder, record, config=None):
     folder.mkdir(parents=True)
-    config = config or config_of({'name': 'sketch', 'count': HANDS * 10, 'crop_scale': 2.2})
-    (folder / 'config.json').write_text(json.dumps(config))
+    (folder / 'config.json').write_text(json.dumps(config or config_of()))
     metrics.write_evaluation(folder / metrics.EVALUATION_FILE, record)
     return folder
 
@@ -92,16 +90,19 @@ def noisy(truth, spread, seed=0):
     return truth + spread * hard[:, None, None] * rng.normal(size=truth.shape)
 
 
+def noisy_record(truth, **meta):
+    return record_of(errors_of(truth, noisy(truth, 3.0)), **meta)
+
+
 @pytest.fixture(scope='module')
 def two_runs(tmp_path_factory, sketches):
     """Two workdirs on the same hands, the second a little worse, in another order."""
     folder = tmp_path_factory.mktemp('runs')
     confidence = np.random.default_rng(1).uniform(0, 1, (HANDS, 21))
     hidden = np.random.default_rng(2).uniform(size=(HANDS, 21)) < 0.3
-    first = errors_of(sketches, noisy(sketches, 3.0), confidence=confidence, hidden=hidden)
-    second = errors_of(sketches, noisy(sketches, 4.0, 1), confidence=confidence, hidden=hidden)
-    write_workdir(folder / 'first', record_of(first))
-    write_workdir(folder / 'second', record_of(second))
+    for name, predicted in (('first', noisy(sketches, 3.0)), ('second', noisy(sketches, 4.0, 1))):
+        errors = errors_of(sketches, predicted, confidence=confidence, hidden=hidden)
+        write_workdir(folder / name, record_of(errors))
     return [str(folder / 'first'), str(folder / 'second')]
 
 
@@ -147,6 +148,10 @@ class Page(html.parser.HTMLParser):
         return next(row for row in self.rows if row and row[0] == name)
 
 
+def page_of(*workdirs, out, worst=0):
+    return Page(write_report(workdirs, out, worst=worst).read_text('utf-8'))
+
+
 # ---- bootstrap ---------------------------------------------------------------------------------
 
 
@@ -164,6 +169,11 @@ def ragged_errors(seed, hands=12):
     return errors_of(truth, predicted, valid=counted, hidden=hidden)
 
 
+def hands_of(errors, chosen):
+    fields = dataclasses.fields(KeypointErrors)
+    return KeypointErrors(**{field.name: getattr(errors, field.name)[chosen] for field in fields})
+
+
 @pytest.mark.parametrize('name', protocols.PROTOCOLS)
 def test_a_draw_is_the_summary_of_the_hands_copied(name):
     protocol = protocols.get_protocol(name)
@@ -172,9 +182,7 @@ def test_a_draw_is_the_summary_of_the_hands_copied(name):
     functions = bootstrap.metrics_of_draws(errors, protocol)
     found = {metric: function(times) for metric, function in functions.items()}
     for row, drawn in enumerate(times):
-        copied = np.repeat(np.arange(12), drawn)
-        fields = {f.name: getattr(errors, f.name)[copied] for f in dataclasses.fields(errors)}
-        summary = KeypointErrors(**fields).summary(protocol)
+        summary = hands_of(errors, np.repeat(np.arange(12), drawn)).summary(protocol)
         for metric, values in found.items():
             assert values[row] == pytest.approx(summary[metric], rel=1e-11), metric
     numbers = {key for key in summary if key.startswith(('epe', 'auc', 'pck_at'))}
@@ -183,12 +191,13 @@ def test_a_draw_is_the_summary_of_the_hands_copied(name):
 
 def test_no_interval_where_a_prediction_is_not_finite():
     errors = ragged_errors(0)
+    protocol = protocols.get_protocol('box')
     endless = errors.error_crop.copy()
     endless[5, np.flatnonzero(errors.valid[5])[0]] = np.inf
     errors = dataclasses.replace(errors, error_crop=endless, error_image=endless)
-    (draws,) = bootstrap.draw([errors], protocols.get_protocol('box'), resamples=200)
+    (draws,) = bootstrap.draw([errors], protocol, resamples=200)
     assert bootstrap.interval(draws['epe_mean_224']) is None
-    assert errors.summary(protocols.get_protocol('box'))['epe_mean_224'] is None
+    assert errors.summary(protocol)['epe_mean_224'] is None
     assert bootstrap.interval(draws['pck_at_0.2']) is not None
 
 
@@ -201,9 +210,8 @@ def one_error_a_hand(values):
 
 
 def mean_interval(errors, resamples, seed):
-    times = np.random.default_rng(seed).multinomial(
-        errors.num_hands, np.full(errors.num_hands, 1 / errors.num_hands), resamples
-    )
+    hands = errors.num_hands
+    times = np.random.default_rng(seed).multinomial(hands, np.full(hands, 1 / hands), resamples)
     functions = bootstrap.metrics_of_draws(errors, protocols.get_protocol('box'))
     return bootstrap.interval(functions['epe_mean_224'](times))
 
@@ -240,31 +248,23 @@ def test_intervals_cover_because_whole_hands_are_drawn():
 # ---- pairing -----------------------------------------------------------------------------------
 
 
-def as_run(record, config=None, name='run', **more):
+def as_run(record, config=None, name='run'):
     protocol = protocols.get_protocol(record.meta['protocol'])
     return runs.Run(
         name=name,
         workdir=name,
-        config=config or config_of({'name': 'sketch', 'count': 10}),
+        config=config or config_of(),
         record=record,
         step=record.meta['step'],
         split=record.meta['split'],
         protocol=protocol,
         summary=record.errors.summary(protocol),
         calibration=None,
-        **more,
     )
 
 
-def reordered(record, order):
-    fields = {
-        f.name: getattr(record.errors, f.name)[order] for f in dataclasses.fields(KeypointErrors)
-    }
-    return EvaluationRecord(KeypointErrors(**fields), record.image_id[order], record.meta)
-
-
 def test_pairs_are_found_by_name_and_share_their_draws(sketches):
-    first = record_of(errors_of(sketches, noisy(sketches, 3.0)))
+    first = noisy_record(sketches)
     # The same errors and 4% more: each run's own interval is far wider than that.
     worse = errors_of(sketches, sketches + 1.04 * (first.errors.predicted_image - sketches))
     second = record_of(worse)
@@ -274,7 +274,8 @@ def test_pairs_are_found_by_name_and_share_their_draws(sketches):
     assert 0 < found.interval.low < found.value < found.interval.high
     assert found.better == 'first'
 
-    shuffled = reordered(second, np.random.default_rng(5).permutation(HANDS))
+    order = np.random.default_rng(5).permutation(HANDS)
+    shuffled = record_of(hands_of(worse, order), image_id=second.image_id[order])
     again = comparison.compare(as_run(first), as_run(shuffled)).differences['epe_mean_224']
     assert again.value == pytest.approx(found.value, rel=1e-12)
     assert again.interval == pytest.approx(found.interval, rel=1e-12)
@@ -286,52 +287,31 @@ def test_pairs_are_found_by_name_and_share_their_draws(sketches):
 
 
 def test_equal_runs_are_not_told_apart(sketches):
-    record = record_of(errors_of(sketches, noisy(sketches, 3.0)))
+    record = noisy_record(sketches)
     found = comparison.compare(as_run(record), as_run(record)).differences
     assert {difference.better for difference in found.values()} == {None}
     assert {difference.value for difference in found.values()} == {0.0}
 
 
-def other_hands(record):
-    return {'image_id': [f'other/{i}' for i in range(HANDS)]}
+OTHER_HANDS = [f'other/{i}' for i in range(HANDS)]
 
 
-def changed(**fields):
-    return lambda record: {'errors': dataclasses.replace(record.errors, **fields)}
-
-
-UNPAIRABLE = {
-    'other hands': (other_hands, '30 only in first, 30 only in second, 0 in both'),
-    'a hand twice': (
-        lambda record: {'image_id': ['sketch/val/1', *record.image_id[1:]]},
-        'same image_id',
-    ),
-    'other protocol': (lambda record: {'protocol': 'mmpose'}, 'box, the other under mmpose'),
-    'other keypoints': (
-        lambda record: changed(valid=np.tile(np.arange(21) > 0, (HANDS, 1)))(record),
-        'different keypoints',
-    ),
-    'other annotations': (
-        lambda record: changed(truth_image=record.errors.truth_image + 1.0)(record),
-        'annotations',
-    ),
-    'other normaliser': (
-        lambda record: changed(norm_size=record.errors.norm_size * 1.1)(record),
-        'normaliser',
-    ),
-    'other crops': (
-        lambda record: changed(error_crop=record.errors.error_crop * 1.1)(record),
-        'different scales',
-    ),
-}
-
-
-@pytest.mark.parametrize('name', UNPAIRABLE)
-def test_runs_that_are_no_pair_are_refused(sketches, name):
-    change, reason = UNPAIRABLE[name]
-    record = record_of(errors_of(sketches, noisy(sketches, 3.0)))
-    settings = {'errors': record.errors, **change(record)}
-    second = record_of(settings.pop('errors'), **settings)
+@pytest.mark.parametrize(
+    ('meta', 'change', 'reason'),
+    [
+        ({'image_id': OTHER_HANDS}, {}, '30 only in first, 30 only in second, 0 in both'),
+        ({'image_id': ['other/1', *OTHER_HANDS[1:]]}, {}, 'same image_id'),
+        ({'protocol': 'mmpose'}, {}, 'box, the other under mmpose'),
+        ({}, {'valid': lambda old: old & (np.arange(21) > 0)}, 'different keypoints'),
+        ({}, {'truth_image': lambda old: old + 1.0}, 'annotations'),
+        ({}, {'norm_size': lambda old: old * 1.1}, 'normaliser'),
+        ({}, {'error_crop': lambda old: old * 1.1}, 'different scales'),
+    ],
+)
+def test_runs_that_are_no_pair_are_refused(sketches, meta, change, reason):
+    record = noisy_record(sketches)
+    errors = {name: function(getattr(record.errors, name)) for name, function in change.items()}
+    second = record_of(dataclasses.replace(record.errors, **errors), **meta)
     found = comparison.compare(as_run(record, name='first'), as_run(second, name='second'))
     assert reason in found.refused
     assert found.differences == {}
@@ -339,12 +319,8 @@ def test_runs_that_are_no_pair_are_refused(sketches, name):
 
 @pytest.mark.usefixtures('undrawn')
 def test_the_page_shows_what_it_does_not_compare(tmp_path, sketches, two_runs):
-    record = record_of(
-        errors_of(sketches, noisy(sketches, 3.0)), image_id=[f'x{i}' for i in range(HANDS)]
-    )
-    third = write_workdir(tmp_path / 'third', record)
-    path = write_report([*two_runs, third], tmp_path / 'out', worst=0)
-    words = ''.join(Page(path.read_text()).words)
+    third = write_workdir(tmp_path / 'third', noisy_record(sketches, image_id=OTHER_HANDS))
+    words = ''.join(page_of(*two_runs, third, out=tmp_path / 'out').words)
     assert 'second against first' in words
     assert 'Not compared: they were measured on different hands: 30 only in first' in words
     assert 'Not compared' in (tmp_path / 'out' / 'report.md').read_text()
@@ -355,12 +331,8 @@ def test_the_page_shows_what_it_does_not_compare(tmp_path, sketches, two_runs):
 
 def test_the_numbers_are_those_of_metrics(two_runs, report):
     page, markdown = Page(report[0]), report[1]
-    summaries = [
-        metrics.read_evaluation(f'{workdir}/evaluation.npz').errors.summary(
-            protocols.get_protocol('box')
-        )
-        for workdir in two_runs
-    ]
+    records = [metrics.read_evaluation(f'{workdir}/evaluation.npz') for workdir in two_runs]
+    summaries = [record.errors.summary(protocols.get_protocol('box')) for record in records]
     shown = {
         'EPE mean, px of the 224 crop': 'epe_mean_224',
         'EPE median, px of the 224 crop': 'epe_median_224',
@@ -377,24 +349,19 @@ def test_the_numbers_are_those_of_metrics(two_runs, report):
     assert page.row('hands')[1:] == ['30', '30']
     assert page.row('protocol')[1:] == ['box', 'box']
     tip = summaries[1]['per_keypoint']['ring_tip']
-    assert page.row('ring_tip')[4:6] == [
-        format(tip['epe_mean_224'], '.2f'),
-        format(tip['epe_median_224'], '.2f'),
-    ]
+    assert page.row('ring_tip')[4] == format(tip['epe_mean_224'], '.2f')
+    assert page.row('ring_tip')[5] == format(tip['epe_median_224'], '.2f')
     for workdir in two_runs:
         assert f'handpose evaluate --workdir {workdir}' in page.words
         assert f'--workdir {workdir}`' in markdown
 
 
 def test_hidden_and_visible_keypoints_are_told_apart(two_runs, report):
-    record = metrics.read_evaluation(f'{two_runs[0]}/evaluation.npz')
-    for label, part in (('in view', ~record.errors.hidden), ('hidden', record.errors.hidden)):
-        row = Page(report[0]).row(label)
-        assert row[1] == f'{part.sum():,}'
-        assert row[2:4] == [
-            format(record.errors.error_crop[part].mean(), '.2f'),
-            format(np.median(record.errors.error_crop[part]), '.2f'),
-        ]
+    errors = metrics.read_evaluation(f'{two_runs[0]}/evaluation.npz').errors
+    for label, part in (('in view', ~errors.hidden), ('hidden', errors.hidden)):
+        error = errors.error_crop[part]
+        expected = [f'{part.sum():,}', f'{error.mean():.2f}', f'{np.median(error):.2f}']
+        assert Page(report[0]).row(label)[1:4] == expected
 
 
 def test_a_part_of_a_hand_is_measured_by_the_whole_hand():
@@ -418,12 +385,13 @@ def test_reliability_bins():
 
 
 @pytest.mark.usefixtures('undrawn')
-def test_few_hands_get_no_interval(tmp_path, sketches):
-    truth = sketches[:5]
-    workdir = write_workdir(tmp_path / 'few', record_of(errors_of(truth, noisy(truth, 3.0))))
-    page = Page(write_report([workdir], tmp_path / 'out', worst=1).read_text())
+def test_few_hands_get_no_interval_and_notes_are_on_the_page(tmp_path, sketches):
+    record = noisy_record(sketches[:5], notes=['not the crops <of> it'])
+    workdir = write_workdir(tmp_path / 'few', record)
+    page = page_of(workdir, out=tmp_path / 'out', worst=1)
     assert '(' not in page.row('AUC of PCK')[1]
     assert 'None for few: fewer than 20 hands' in ''.join(page.words)
+    assert 'few: not the crops <of> it.' in page.words
 
 
 @pytest.mark.usefixtures('undrawn')
@@ -432,21 +400,13 @@ def test_a_run_without_anything_counted_has_a_page(tmp_path, sketches):
     errors = errors_of(sketches, noisy(sketches, 3.0), valid=nothing)
     errors = dataclasses.replace(errors, confidence=np.full((HANDS, 21), np.nan))
     workdir = write_workdir(tmp_path / 'nothing', record_of(errors))
-    page = Page(write_report([workdir], tmp_path / 'out').read_text())
+    page = page_of(workdir, out=tmp_path / 'out', worst=12)
     assert page.row('AUC of PCK') == ['AUC of PCK', '\N{EN DASH}']
 
 
 @pytest.mark.usefixtures('undrawn')
-def test_notes_of_the_evaluation_are_on_the_page(tmp_path, sketches):
-    record = record_of(errors_of(sketches, noisy(sketches, 3.0)), notes=['not the crops <of> it'])
-    workdir = write_workdir(tmp_path / 'noted', record)
-    page = Page(write_report([workdir], tmp_path / 'out', worst=0).read_text())
-    assert 'noted: not the crops <of> it.' in page.words
-
-
-@pytest.mark.usefixtures('undrawn')
 def test_a_calibration_is_told_if_it_is_of_this_checkpoint(tmp_path, sketches):
-    record = record_of(errors_of(sketches, noisy(sketches, 3.0)))
+    record = noisy_record(sketches)
     for name, step in (('fresh', 100), ('stale', 50)):
         report = {
             'fitted_on': {'step': step},
@@ -457,12 +417,10 @@ def test_a_calibration_is_told_if_it_is_of_this_checkpoint(tmp_path, sketches):
         calibration.save(workdir, calibration.Calibration(table, 1 - table, report))
     write_workdir(tmp_path / 'none', record)
     workdirs = [tmp_path / name for name in ('fresh', 'stale', 'none')]
-    words = Page(write_report(workdirs, tmp_path / 'out', worst=0).read_text()).words
+    words = page_of(*workdirs, out=tmp_path / 'out').words
     (told,) = [line for line in words if line.startswith('fresh, calibrated')]
     assert '0.432 before, 0.012 after, on 11 of the hands' in told
-    assert any(
-        'stale: the calibration is of step 50, the evaluation of step 100' in w for w in words
-    )
+    assert 'stale: the calibration is of step 50, the evaluation of step 100' in ''.join(words)
     assert any(line.startswith('Not calibrated: none;') for line in words)
 
 
@@ -481,9 +439,8 @@ def test_the_worst_come_first_with_pictures_of_themselves(two_runs):
         box = source[int(i)]['box'].astype(np.float64)
         crop_from_image = geometry.crop_from_image(box, len(picture))
         # The annotation is drawn last, in white.
-        at = np.round(
-            geometry.apply_affine(crop_from_image, run.record.errors.truth_image[i])
-        ).astype(int)
+        truth = geometry.apply_affine(crop_from_image, run.errors.truth_image[i])
+        at = np.round(truth).astype(int)
         assert (picture[at[:, 1], at[:, 0]].mean(axis=1) > 200).mean() > 0.8
 
 
@@ -502,10 +459,8 @@ def test_reasons(sketches):
     predicted[3] = truth[3] * [-1, 1] + [2 * middle, 0]
     reverse = [0, *range(17, 21), *range(13, 17), *range(9, 13), *range(5, 9), *range(1, 5)]
     predicted[4] = truth[4][reverse]
-    run = as_run(
-        record_of(errors_of(truth, predicted, confidence=confidence, hidden=hidden)),
-        config_of({'name': 'sketch', 'count': HANDS * 10}),
-    )
+    errors = errors_of(truth, predicted, confidence=confidence, hidden=hidden)
+    run = as_run(record_of(errors))
     cases = {case.image_id: case for case in gallery.worst_cases(run, 6).cases}
     confident = gallery.reasons_without_picture(run)[gallery.UNSURE]
     assert {name: case.reasons for name, case in cases.items()} == {
@@ -522,10 +477,10 @@ def test_reasons(sketches):
 
 @pytest.mark.usefixtures('undrawn')
 def test_without_photographs_the_cases_are_listed_and_the_page_says_why(tmp_path, sketches):
-    record = record_of(errors_of(sketches, noisy(sketches, 3.0)))
+    record = noisy_record(sketches)
     config = config_of({'name': 'folder', 'root': str(tmp_path / 'gone'), 'crop_scale': 2.2})
     workdir = write_workdir(tmp_path / 'run', record, config)
-    page = Page(write_report([workdir], tmp_path / 'out', worst=3).read_text())
+    page = page_of(workdir, out=tmp_path / 'out', worst=3)
     words = ''.join(page.words)
     assert 'no such annotation file' in words
     assert words.count('no photograph') == 3
@@ -533,16 +488,15 @@ def test_without_photographs_the_cases_are_listed_and_the_page_says_why(tmp_path
 
 
 def test_data_that_has_changed_is_not_shown_as_if_it_had_not(sketches):
-    errors = errors_of(sketches, noisy(sketches, 3.0))
-    record = record_of(errors, image_id=[f'sketch/val/{i + 1}' for i in range(HANDS)])
-    found = gallery.worst_cases(as_run(record, config_of({'name': 'sketch', 'count': 300})), 2)
+    record = noisy_record(sketches, image_id=[f'sketch/val/{i + 1}' for i in range(HANDS)])
+    found = gallery.worst_cases(as_run(record), 2)
     assert 'the data has changed since' in found.no_pictures
     assert [case.jpeg for case in found.cases] == [None, None]
 
 
 def test_a_report_renders_no_synthetic_hands(tmp_path, monkeypatch, sketches):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    record = record_of(errors_of(sketches, noisy(sketches, 3.0)))
+    record = noisy_record(sketches)
     config = config_of({'name': 'synthetic_hands', 'count': 3000, 'seed': 0, 'size': 112})
     found = gallery.worst_cases(as_run(record, config), 2)
     assert 'not in the cache' in found.no_pictures
@@ -568,7 +522,7 @@ def cmu_run(*, hands=846, protocol='cmu', split='test', sets=('cmu',), notes=(),
 
 
 def rows_filled(run):
-    return [row.name for row in table1.ROWS if table1.counterpart(row, [run])]
+    return [row.name for row in tables.PAPER if tables.counterpart(row, [run])]
 
 
 def test_a_run_fills_the_row_it_repeats_and_no_other():
@@ -593,7 +547,7 @@ def test_a_run_fills_the_row_it_repeats_and_no_other():
 )
 def test_what_is_not_the_papers_test_fills_nothing(change, reason):
     run = cmu_run(**change)
-    assert reason in table1.why_not(run)
+    assert reason in tables.why_not_in_paper(run)
     assert rows_filled(run) == []
 
 
@@ -643,14 +597,9 @@ def test_every_picture_says_what_it_shows(report):
 
 @pytest.mark.usefixtures('undrawn')
 def test_hostile_names_stay_text(tmp_path, sketches):
-    record = record_of(
-        errors_of(sketches, noisy(sketches, 3.0)),
-        image_id=[f'{HOSTILE}{i}' for i in range(HANDS)],
-    )
+    record = noisy_record(sketches, image_id=[f'{HOSTILE}{i}' for i in range(HANDS)])
     name = HOSTILE.replace('/', '')
-    workdir = write_workdir(tmp_path / name, record)
-    path = write_report([workdir], tmp_path / 'out', worst=2)
-    page = Page(path.read_text('utf-8'))
+    page = page_of(write_workdir(tmp_path / name, record), out=tmp_path / 'out', worst=2)
     assert not [tag for tag, _ in page.tags if tag in ('script', 'b<')]
     assert all(a['src'].startswith('data:') for tag, a in page.tags if tag == 'img')
     assert not [key for _, attributes in page.tags for key in attributes if key.startswith('on')]
@@ -658,7 +607,8 @@ def test_hostile_names_stay_text(tmp_path, sketches):
     assert any(name in words for words in page.words)
 
     markdown = (tmp_path / 'out' / 'report.md').read_text('utf-8')
-    outside_code = re.sub(r'(`+).*?\1', '', markdown.replace('\\`', ''))
+    own_words = markdown.removeprefix(outputs.MARKDOWN_MARK)
+    outside_code = re.sub(r'(`+).*?\1', '', own_words.replace('\\`', ''))
     assert '<' not in outside_code
     # A pipe in a name opens no cell.
     table = [line for line in markdown.splitlines() if line.startswith('|')]
@@ -684,12 +634,10 @@ def test_any_name_can_be_plotted_and_is_in_the_legend(name):
 
 @pytest.mark.usefixtures('undrawn')
 def test_the_command_writes_both_files(two_runs, tmp_path, capsys):
-    main([two_runs[0], '--out', str(tmp_path / 'new' / 'out'), '--worst', '0'])
-    assert capsys.readouterr().out.split(', ') == [
-        str(tmp_path / 'new' / 'out' / 'report.html'),
-        str(tmp_path / 'new' / 'out' / 'report.md') + '\n',
-    ]
-    assert (tmp_path / 'new' / 'out' / 'report.md').stat().st_size > 500
+    out = tmp_path / 'new' / 'out'
+    main([two_runs[0], '--out', str(out), '--worst', '0'])
+    assert capsys.readouterr().out == f'{out / "report.html"}, {out / "report.md"}\n'
+    assert (out / 'report.md').stat().st_size > 500
 
 
 def test_a_workdir_that_was_not_evaluated_gives_one_line(tmp_path, two_runs):

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pathlib
 import zipfile
 from unittest import mock
 
@@ -41,11 +40,8 @@ def build_keras(application, **kwargs):
 def randomize(model, seed, input_size=1.0, branch_gain=1.0):
     """Weights and statistics unlike any initial value, of a size that keeps activations near 1.
 
-    Args:
-        model: a Keras model, changed in place.
-        seed: of the random numbers.
-        input_size: typical magnitude of the input, which the first layer's statistics reflect.
-        branch_gain: of the last normalisation in a residual branch of the ResNet.
+    input_size is the typical magnitude of the input, which the first layer's statistics reflect;
+    branch_gain that of the last normalisation in a residual branch of the ResNet.
     """
     rng = np.random.default_rng(seed)
     for layer in model.layers:
@@ -108,20 +104,20 @@ def assert_same_features(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * np.abs(theirs).max())
 
 
+VALUES = {'mean': 0.2, 'var': 0.3, 'scale': 0.4, 'bias': 0.5}
+
+
 def write_npz(path, **changes):
     """An npz of MobileNetV2 in TF-slim's layout, with arrays changed, added or (None) removed."""
-    encoder = encoder_shapes(MobileNetV2())
     arrays = {}
-    for name, tree in encoder['params'].items():
-        number = 0 if name == 'stem' else int(name.removeprefix('block_')) - 1
-        slim = (
-            'Conv' if name == 'stem' else f'expanded_conv_{number}' if number else 'expanded_conv'
-        )
-        layers = {slim: tree} if name == 'stem' else {f'{slim}/{k}': v for k, v in tree.items()}
+    for name, tree in encoder_shapes(MobileNetV2())['params'].items():
+        number = '' if name == 'stem' else f'_{int(name.removeprefix("block_")) - 1}'
+        slim = f'expanded_conv{number}'.removesuffix('_0')
+        layers = {f'{slim}/{k}': v for k, v in tree.items()} if number else {'Conv': tree}
         for layer, leaves in layers.items():
             channels = leaves['bn']['scale'].shape
             arrays[f'{layer}/kernel'] = np.full(leaves['kernel'].shape, 0.1, np.float32)
-            for field, value in {'mean': 0.2, 'var': 0.3, 'scale': 0.4, 'bias': 0.5}.items():
+            for field, value in VALUES.items():
                 arrays[f'{layer}/{field}'] = np.full(channels, value, np.float32)
     arrays['Conv_1/kernel'] = np.zeros((1, 1, 320, 1280), np.float32)
     arrays['Logits/bias'] = np.zeros(1001, np.float32)
@@ -219,14 +215,9 @@ def write_published_h5(path, model):
         for layer in model.layers:
             name = layer.name.replace('expanded_conv_', 'block_0_')
             if name.startswith('block_'):
-                _, number, rest = name.split('_', 2)
-                kind = rest.removesuffix('_BN')
-                bn = rest.endswith('_BN')
-                name = (
-                    f'bn{number}_conv_{number}_bn_{kind}'
-                    if bn
-                    else f'mobl{number}_conv_{number}_{kind}'
-                )
+                _, number, kind = name.split('_', 2)
+                old, bn = ('bn', 'bn_') if kind.endswith('_BN') else ('mobl', '')
+                name = f'{old}{number}_conv_{number}_{bn}{kind.removesuffix("_BN")}'
             names.append(name.encode())
             group = file.create_group(name)
             weight_names = []
@@ -252,9 +243,8 @@ def test_published_names_are_understood(tmp_path, keras_mobilenet):
 
 
 def test_npz_and_keras_give_the_same_parameters(tmp_path, keras_mobilenet):
-    expected = load_encoder(
-        encoder_shapes(MobileNetV2()), keras_mobilenet, model_name='mobilenet_v2'
-    )
+    shapes = encoder_shapes(MobileNetV2())
+    expected = load_encoder(shapes, keras_mobilenet, model_name='mobilenet_v2')
     weights = {f'{v.path}': np.asarray(v) for v in keras_mobilenet.weights}
     fields = {'scale': 'gamma', 'bias': 'beta', 'mean': 'moving_mean', 'var': 'moving_variance'}
     arrays = {}
@@ -270,9 +260,7 @@ def test_npz_and_keras_give_the_same_parameters(tmp_path, keras_mobilenet):
         arrays[f'{slim}/kernel'] = value.transpose(0, 1, 3, 2) if depthwise else value
         arrays |= {f'{slim}/{ours}': weights[f'{bn}/{theirs}'] for ours, theirs in fields.items()}
     np.savez(tmp_path / 'weights.npz', **arrays)
-    loaded = load_encoder(
-        encoder_shapes(MobileNetV2()), tmp_path / 'weights.npz', model_name='mobilenet_v2'
-    )
+    loaded = load_encoder(shapes, tmp_path / 'weights.npz', model_name='mobilenet_v2')
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
 
 
@@ -286,15 +274,12 @@ def test_only_the_encoder_is_replaced(tmp_path, network_shapes):
     layer = loaded['params']['encoder']['block_14']['depthwise']
     statistics = loaded['batch_stats']['encoder']['block_14']['depthwise']['bn']
     values = {'kernel': layer['kernel'], **layer['bn'], **statistics}
-    assert {
-        name: float(np.unique(value).item()) for name, value in values.items()
-    } == pytest.approx({'kernel': 0.1, 'mean': 0.2, 'var': 0.3, 'scale': 0.4, 'bias': 0.5})
+    found = {name: np.unique(value).item() for name, value in values.items()}
+    assert found == pytest.approx({'kernel': 0.1, **VALUES})
 
 
-def test_imagenet_weights_load(network_shapes):
-    if 'HANDPOSE_ASSETS' not in os.environ:
-        pytest.skip('HANDPOSE_ASSETS is not set')
-    path = pathlib.Path(os.environ['HANDPOSE_ASSETS'], 'imagenet', 'mobilenet_v2_1.0_224.npz')
+def test_imagenet_weights_load(network_shapes, assets):
+    path = assets / 'imagenet' / 'mobilenet_v2_1.0_224.npz'
     arrays = read_npz(path)
     loaded = init_from(network_shapes, path, model_name='mobilenet_v2')
     encoder = {name: loaded[name]['encoder'] for name in ('params', 'batch_stats')}
@@ -341,12 +326,8 @@ def test_one_message_lists_everything_that_does_not_fit(tmp_path, network_shapes
 def test_a_missing_convolution_bias_of_the_resnet_is_listed(tmp_path, keras_resnet):
     keras_resnet.save_weights(tmp_path / 'w.weights.h5')
     with h5py.File(tmp_path / 'w.weights.h5', 'r+') as file:
-        (group,) = [
-            file[f'layers/{name}/vars']
-            for name in file['layers']
-            if file[f'layers/{name}/vars'].attrs['name'] == 'conv3_block2_1_conv'
-        ]
-        del group['1']
+        groups = {layer['vars'].attrs['name']: layer['vars'] for layer in file['layers'].values()}
+        del groups['conv3_block2_1_conv']['1']
     with pytest.raises(ValueError, match=r'conv3_block2_1_conv/bias: expected .*got nothing'):
         load_encoder(encoder_shapes(ResNet50()), tmp_path / 'w.weights.h5', model_name='resnet50')
 
@@ -357,10 +338,8 @@ def test_another_width_is_listed_in_the_sources_orientation(keras_mobilenet):
         load_encoder(shapes, keras_mobilenet, model_name='mobilenet_v2')
     message = str(caught.value)
     assert 'Conv1/kernel: expected float32 (3, 3, 3, 16), got float32 (3, 3, 3, 32)' in message
-    assert (
-        'block_13_depthwise/kernel: expected float32 (3, 3, 288, 1), got float32 (3, 3, 576, 1)'
-        in message
-    )
+    depthwise = 'expected float32 (3, 3, 288, 1), got float32 (3, 3, 576, 1)'
+    assert f'block_13_depthwise/kernel: {depthwise}' in message
 
 
 def test_another_architecture_is_refused(tmp_path, keras_resnet, network_shapes):
@@ -379,42 +358,37 @@ def test_a_network_without_an_encoder_is_refused(tmp_path):
         init_from({'params': {'head': {}}}, tmp_path / 'w.npz', model_name='mobilenet_v2')
 
 
-@pytest.mark.parametrize('suffix', ['.npz', '.h5', '.keras'])
-def test_files_that_are_none_are_refused_by_name(tmp_path, suffix, network_shapes):
-    missing, garbage = tmp_path / f'missing{suffix}', tmp_path / f'garbage{suffix}'
-    garbage.write_bytes(b'no weights in here')
-    for path in (missing, garbage):
-        with pytest.raises(ValueError, match=f'{path.name}: expected'):
-            init_from(network_shapes, path, model_name='mobilenet_v2')
+def write_no_weights(path):
+    """Writes what the file's name tells of."""
+    if path.stem == 'garbage':
+        path.write_bytes(b'no weights in here')
+    elif path.stem == 'pickle':
+        np.savez(path, a=np.array([{'a': 1}], dtype=object))
+    elif path.stem == 'array':
+        with path.open('wb') as file:
+            np.save(file, np.zeros(3))
+    elif path.stem == 'empty':
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('config.json', '{}')
+    elif path.stem == 'nameless.weights':
+        with h5py.File(path, 'w') as file:
+            file['layers/conv2d/vars/0'] = np.zeros((3, 3, 3, 32), np.float32)
 
 
-def test_a_zip_without_weights_is_refused(tmp_path, network_shapes):
-    path = tmp_path / 'empty.keras'
-    with zipfile.ZipFile(path, 'w') as archive:
-        archive.writestr('config.json', '{}')
-    with pytest.raises(ValueError, match=r'empty\.keras: expected a file of Keras weights'):
-        init_from(network_shapes, path, model_name='mobilenet_v2')
-
-
-def test_pickles_in_an_npz_are_refused(tmp_path):
-    np.savez(tmp_path / 'w.npz', a=np.array([{'a': 1}], dtype=object))
-    with pytest.raises(ValueError, match=r'w\.npz: expected an \.npz of plain arrays'):
-        read_npz(tmp_path / 'w.npz')
-
-
-def test_a_plain_array_is_no_npz(tmp_path):
-    path = tmp_path / 'w.npz'
-    with path.open('wb') as file:
-        np.save(file, np.zeros(3))
-    with pytest.raises(ValueError, match=r'w\.npz: expected an \.npz of plain arrays'):
-        read_npz(path)
-
-
-def test_weights_without_layer_names_are_refused(tmp_path):
-    with h5py.File(tmp_path / 'old.weights.h5', 'w') as file:
-        file['layers/conv2d/vars/0'] = np.zeros((3, 3, 3, 32), np.float32)
-    with pytest.raises(ValueError, match='pass the model instead of the path'):
-        read_keras(tmp_path / 'old.weights.h5')
+@pytest.mark.parametrize(
+    ('names', 'message'),
+    [
+        (('missing.npz', 'garbage.npz', 'array.npz', 'pickle.npz'), 'an .npz of plain arrays'),
+        (('missing.h5', 'garbage.h5'), 'a file of Keras weights'),
+        (('missing.keras', 'garbage.keras', 'empty.keras'), 'a file of Keras weights'),
+        (('nameless.weights.h5',), 'Keras weights with .*pass the model instead of the path'),
+    ],
+)
+def test_files_that_are_none_are_refused_by_name(tmp_path, names, message, network_shapes):
+    for name in names:
+        write_no_weights(tmp_path / name)
+        with pytest.raises(ValueError, match=f'{name}: expected {message}'):
+            init_from(network_shapes, tmp_path / name, model_name='mobilenet_v2')
 
 
 def test_something_else_is_refused():

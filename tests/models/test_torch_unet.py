@@ -15,21 +15,24 @@ def shapes(width=1.0):
     )
 
 
+# Channels before and after each block of the tutorial's class.
+BLOCKS = {
+    'conv_down1': (3, 16),
+    'conv_down2': (16, 32),
+    'conv_down3': (32, 64),
+    'conv_bottleneck': (64, 128),
+    'conv_up1': (128 + 64, 64),
+    'conv_up2': (64 + 32, 32),
+    'conv_up3': (32 + 16, 16),
+}
+
+
 def random_state(width=1.0, seed=0):
-    """Arrays by the names of the tutorial's class; widths 16, 32, 64, 128 times `width`."""
+    """Arrays by the names of the tutorial's class, with `width` times its channels."""
     rng = np.random.default_rng(seed)
-    w = [int(n * width) for n in (16, 32, 64, 128)]
-    blocks = {
-        'conv_down1': (3, w[0]),
-        'conv_down2': (w[0], w[1]),
-        'conv_down3': (w[1], w[2]),
-        'conv_bottleneck': (w[2], w[3]),
-        'conv_up1': (w[3] + w[2], w[2]),
-        'conv_up2': (w[2] + w[1], w[1]),
-        'conv_up3': (w[1] + w[0], w[0]),
-    }
     state = {}
-    for name, (before, after) in blocks.items():
+    for name, channels in BLOCKS.items():
+        before, after = (n if n == 3 else int(n * width) for n in channels)
         for norm, conv, channels in ((0, 1, before), (3, 4, after)):
             key = f'{name}.double_conv'
             state[f'{key}.{norm}.weight'] = rng.uniform(0.5, 1.5, channels)
@@ -39,14 +42,13 @@ def random_state(width=1.0, seed=0):
             state[f'{key}.{norm}.num_batches_tracked'] = np.array(7)
             scale = np.sqrt(2 / (9 * channels))
             state[f'{key}.{conv}.weight'] = rng.normal(0, scale, (after, channels, 3, 3))
-    state['conv_out.0.weight'] = rng.normal(0, 0.1, (21, w[0], 3, 3))
+    state['conv_out.0.weight'] = rng.normal(0, 0.1, (21, after, 3, 3))
     return {name: np.asarray(value, np.float32) for name, value in state.items()}
 
 
-def torch_network(torch, width=1.0):
+def torch_network(torch):
     """Its forward pass in PyTorch, of the framework's own layers."""
     nn = torch.nn
-    w = [int(n * width) for n in (16, 32, 64, 128)]
 
     def block(before, after):
         layers = nn.Sequential(
@@ -59,18 +61,9 @@ def torch_network(torch, width=1.0):
         )
         return nn.ModuleDict({'double_conv': layers})
 
-    network = nn.ModuleDict(
-        {
-            'conv_down1': block(3, w[0]),
-            'conv_down2': block(w[0], w[1]),
-            'conv_down3': block(w[1], w[2]),
-            'conv_bottleneck': block(w[2], w[3]),
-            'conv_up1': block(w[3] + w[2], w[2]),
-            'conv_up2': block(w[2] + w[1], w[1]),
-            'conv_up3': block(w[1] + w[0], w[0]),
-            'conv_out': nn.Sequential(nn.Conv2d(w[0], 21, 3, padding=1, bias=False), nn.Sigmoid()),
-        }
-    )
+    network = nn.ModuleDict({name: block(*channels) for name, channels in BLOCKS.items()})
+    last = nn.Conv2d(16, 21, 3, padding=1, bias=False)
+    network['conv_out'] = nn.Sequential(last, nn.Sigmoid())
     up = nn.Upsample(scale_factor=2, mode='bilinear', align_corners=False)
 
     def forward(x):
@@ -129,11 +122,13 @@ def test_all_problems_come_in_one_message():
     state['conv_out.2.weight'] = np.zeros(3)
     with pytest.raises(ValueError, match=r'4 problem\(s\)') as caught:
         torch_unet.convert(state, shapes(0.25)[1])
-    text = str(caught.value)
-    assert 'conv_down2.double_conv.3.bias: missing' in text
-    assert 'conv_up1.double_conv.1.weight: expected the shape (16, 48, 3, 3), got' in text
-    assert 'conv_out.0.weight: expected finite' in text
-    assert 'conv_out.2.weight: no layer' in text
+    for problem in (
+        'conv_down2.double_conv.3.bias: missing',
+        'conv_up1.double_conv.1.weight: expected the shape (16, 48, 3, 3), got',
+        'conv_out.0.weight: expected finite',
+        'conv_out.2.weight: no layer',
+    ):
+        assert problem in str(caught.value)
 
 
 def test_files_that_are_no_weights(tmp_path):

@@ -3,11 +3,10 @@
     runs        what the workdirs hold
     bootstrap   how far a metric may be off: hands drawn again and again
     comparison  the difference between two runs, if they saw the same hands
-    table1      the paper's table 1, and who may stand in it
     gallery     the worst cases, and what may be the matter with them
     plots       curves, the drawn hand, reliability
-    tables      the numbers, for the page and for Markdown alike
-    page        report.html; made of markup, looks by style
+    tables      the numbers, for the page and for Markdown alike; the paper's table 1
+    page        report.html; style says how it looks
     markdown    report.md
 
 This file: write_report, which puts them together.
@@ -30,10 +29,7 @@ WORST = 12
 
 
 def write_report(
-    workdirs: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
-    *,
-    worst: int = WORST,
+    workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, worst: int = WORST
 ) -> Any:
     """Writes report.html, which needs nothing but itself, and report.md, its tables.
 

@@ -37,11 +37,7 @@ class Interval(NamedTuple):
 
 
 def draw(
-    runs: Sequence[KeypointErrors],
-    protocol: Protocol,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    runs: Sequence[KeypointErrors], protocol: Protocol, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[dict[str, Float[np.ndarray, 'r']]]:
     """Every metric of every run on hands drawn with replacement.
 
@@ -120,11 +116,9 @@ def _median(
     values: Float[np.ndarray, 'n k'], valid: Bool[np.ndarray, 'n k'], *, by_keypoint: bool
 ) -> _Metric:
     """The median of all that is counted, or the mean over keypoints of their own medians."""
-    columns = (
-        [[k] for k in range(values.shape[1])] if by_keypoint else [list(range(values.shape[1]))]
-    )
+    every = list(range(values.shape[1]))
     ranked = []
-    for column in columns:
+    for column in [[k] for k in every] if by_keypoint else [every]:
         hands, _ = np.nonzero(valid[:, column])
         errors = values[:, column][valid[:, column]]
         order = np.argsort(errors, kind='stable')
@@ -139,15 +133,12 @@ def _median(
                 total = upto[:, -1]
                 some = total > 0
                 # As np.median: the mean of the middle two.
-                middle = [(upto <= place[:, None]).sum(axis=1) for place in _middle(total)]
+                places = ((total - 1) // 2, total // 2)
+                middle = [(upto <= place[:, None]).sum(axis=1) for place in places]
                 medians[some, k] = np.mean([errors[place[some]] for place in middle], axis=0)
         return _mean_of_known(medians)
 
     return metric
-
-
-def _middle(total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return (total - 1) // 2, total // 2
 
 
 def _mean_of_known(values: Float[np.ndarray, 'r k']) -> Float[np.ndarray, 'r']:

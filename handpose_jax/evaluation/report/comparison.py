@@ -34,7 +34,7 @@ class Comparison:
 
     Attributes:
         first: what the other is compared with.
-        other: the other.
+        other: the run that is compared.
         refused: why they are not compared; '' where they are.
         differences: by metric; empty where refused.
     """
@@ -77,10 +77,9 @@ def compare(first: Run, other: Run) -> Comparison:
 
 def why_not(first: Run, other: Run) -> str:
     """Why two runs must not be compared, as a clause; '' if they may be."""
-    if first.protocol.name != other.protocol.name:
-        return f'one was measured under protocol {first.protocol.name}, ' + (
-            f'the other under {other.protocol.name}'
-        )
+    one, two = first.protocol.name, other.protocol.name
+    if one != two:
+        return f'one was measured under protocol {one}, the other under {two}'
     names = [np.asarray(run.record.image_id) for run in (first, other)]
     for run, ids in zip((first, other), names, strict=True):
         if len(set(ids.tolist())) < len(ids):
@@ -91,22 +90,16 @@ def why_not(first: Run, other: Run) -> str:
             f'they were measured on different hands: {alone[0]:,} only in {first.name}, '
             f'{alone[1]:,} only in {other.name}, {len(names[0]) - alone[0]:,} in both'
         )
-    a, b = (np.argsort(ids, kind='stable') for ids in names)
-    counted = first.record.errors.valid[a]
-    if not np.array_equal(counted, other.record.errors.valid[b]):
+    a, b = (_in_order_of_names(run) for run in (first, other))
+    if not np.array_equal(a.valid, b.valid):
         return 'different keypoints of the same hands are annotated'
-    moved = np.abs(first.record.errors.truth_image[a] - other.record.errors.truth_image[b])[counted]
-    if not (moved <= _SAME_PIXELS).all():
+    if not (np.abs(a.truth_image - b.truth_image)[a.valid] <= _SAME_PIXELS).all():
         return 'the annotations of hands with the same image_id differ: these are other data'
-    some = counted.any(axis=1)
-    if not np.allclose(
-        first.record.errors.norm_size[a][some],
-        other.record.errors.norm_size[b][some],
-        rtol=_SAME_SCALE,
-    ):
+    some = a.valid.any(axis=1)
+    if not np.allclose(a.norm_size[some], b.norm_size[some], rtol=_SAME_SCALE):
         return f'the normaliser ({first.protocol.normaliser}) of the same hands differs'
-    scales = [_image_px_of_crop_px(run)[order] for run, order in ((first, a), (other, b))]
-    known = np.isfinite(scales[0]) & np.isfinite(scales[1])
+    scales = [_image_px_of_crop_px(errors) for errors in (a, b)]
+    known = np.isfinite(scales).all(axis=0)
     if not np.allclose(scales[0][known], scales[1][known], rtol=_SAME_SCALE):
         return 'the same hands were cropped at different scales, so pixels of the crop differ'
     return ''
@@ -120,9 +113,9 @@ def _in_order_of_names(run: Run) -> KeypointErrors:
     )
 
 
-def _image_px_of_crop_px(run: Run) -> np.ndarray:
+def _image_px_of_crop_px(errors: KeypointErrors) -> np.ndarray:
     """How many image pixels a pixel of the 224 crop is, of each hand; NaN where nobody can tell."""
-    usable = run.errors.valid & np.isfinite(run.errors.error_crop)
-    crop = np.where(usable, run.errors.error_crop, 0.0).sum(axis=1)
-    image = np.where(usable, run.errors.error_image, 0.0).sum(axis=1)
+    usable = errors.valid & np.isfinite(errors.error_crop)
+    crop = np.where(usable, errors.error_crop, 0.0).sum(axis=1)
+    image = np.where(usable, errors.error_image, 0.0).sum(axis=1)
     return np.where(crop > 0, image / np.where(crop > 0, crop, 1.0), np.nan)

@@ -6,7 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 
 from handpose_jax import geometry, hand, visualize
 from handpose_jax.data import prepared, sources, synthetic_hands
@@ -36,10 +36,7 @@ _HIDDEN_SHARE = 0.5
 _UNSURE_SHARE = 0.1
 _SWAP_FACTOR = 0.5
 
-_FINGERS_REVERSED = [
-    hand.WRIST,
-    *(k for finger in reversed(hand.FINGERS.values()) for k in finger),
-]
+_FINGERS_REVERSED = [hand.WRIST, *(k for finger in reversed(hand.FINGERS.values()) for k in finger)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +97,13 @@ def worst_cases(run: Run, count: int) -> Gallery:
     reasons = reasons_without_picture(run)
     source: Any = None
     no_pictures = ''
-    if chosen:
-        try:
-            source = _open(run)
-        except (ValueError, OSError) as error:
-            no_pictures = str(error).splitlines()[0]
+    try:
+        source = _open(run) if chosen else None
+    except (ValueError, OSError) as error:
+        no_pictures = str(error).splitlines()[0]
     cases = []
     for i in chosen:
-        found = [reason for reason in reasons if reasons[reason][i]]
+        found = [reason for reason, has in reasons.items() if has[i]]
         jpeg, beyond = None, 0
         if source is not None:
             try:
@@ -115,18 +111,15 @@ def worst_cases(run: Run, count: int) -> Gallery:
             except (ValueError, OSError, IndexError) as error:
                 no_pictures = str(error).splitlines()[0]
             else:
-                if _is_truncated(sample, run.record.errors.truth_image[i], annotated[i]):
+                if _is_truncated(sample, run.errors.truth_image[i], annotated[i]):
                     found.insert(0, TRUNCATED)
-                picture, beyond = _draw_case(run, i, sample)
-                jpeg = cv2.imencode(
-                    '.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-                )[1].tobytes()
+                jpeg, beyond = _draw_case(run, i, sample)
         cases.append(
             Case(
                 image_id=str(run.record.image_id[i]),
                 error=float(mean_error[i]),
                 confidence=float(np.median(_confidence(run)[i])),
-                hidden=int((run.record.errors.hidden[i] & annotated[i]).sum()),
+                hidden=int((run.errors.hidden[i] & annotated[i]).sum()),
                 annotated=int(annotated[i].sum()),
                 reasons=tuple(found) or (NONE,),
                 jpeg=jpeg,
@@ -139,22 +132,22 @@ def worst_cases(run: Run, count: int) -> Gallery:
 
 def reasons_without_picture(run: Run) -> dict[str, Bool[np.ndarray, 'n']]:
     """Which hands have which reason, of those that the evaluation's own arrays tell."""
-    record = run.record
-    counted = run.errors.select(run.protocol.keypoints).valid
+    errors = run.errors
+    counted = errors.select(run.protocol.keypoints).valid
     number = counted.sum(axis=1)
-    hidden = (record.errors.hidden & counted).sum(axis=1)
+    hidden = (errors.hidden & counted).sum(axis=1)
     confidence = np.median(_confidence(run), axis=1)
     limit = np.quantile(confidence, _UNSURE_SHARE) if len(confidence) else 0.0
     return {
         OCCLUDED: (number > 0) & (hidden >= _HIDDEN_SHARE * number),
         UNSURE: confidence < limit,
-        SWAPPED: _is_swapped(record.errors.predicted_image, record.errors.truth_image, counted),
+        SWAPPED: _is_swapped(errors.predicted_image, errors.truth_image, counted),
     }
 
 
 def _confidence(run: Run) -> Float[np.ndarray, 'n 21']:
     # Nobody can be sure of a heatmap that is no number.
-    return np.nan_to_num(run.record.errors.confidence, nan=0.0)
+    return np.nan_to_num(run.errors.confidence, nan=0.0)
 
 
 def _is_swapped(
@@ -165,13 +158,9 @@ def _is_swapped(
     """Whether a prediction fits far better as that of the other hand.
 
     Two things are tried: mirrored about the upright line through the middle of the annotated
-    keypoints, as where a crop was mirrored once too often; and with the fingers in reverse order,
-    as where a network takes the back of one hand for the palm of the other.
-
-    Args:
-        predicted: (x, y), any frame.
-        truth: (x, y), the same frame; anything where not counted.
-        counted: which keypoints are annotated.
+    (counted) keypoints, as where a crop was mirrored once too often; and with the fingers in
+    reverse order, as where a network takes the back of one hand for the palm of the other. Both
+    are (x, y) in the same frame, whichever it is.
     """
     usable = counted & np.isfinite(predicted).all(axis=2)
     truth = np.where(usable[..., None], truth, 0.0)
@@ -190,11 +179,9 @@ def _is_swapped(
 
     # A keypoint that is not annotated has no place to compare its counterpart's prediction with.
     both = usable & usable[:, _FINGERS_REVERSED]
-    reversed_ = predicted[:, _FINGERS_REVERSED]
-    as_is, as_is_both = error(predicted, usable), error(predicted, both)
-    return (error(mirrored, usable) < _SWAP_FACTOR * as_is) | (
-        error(reversed_, both) < _SWAP_FACTOR * as_is_both
-    )
+    fits_mirrored = error(mirrored, usable) < _SWAP_FACTOR * error(predicted, usable)
+    in_reverse = predicted[:, _FINGERS_REVERSED]
+    return fits_mirrored | (error(in_reverse, both) < _SWAP_FACTOR * error(predicted, both))
 
 
 def _is_truncated(
@@ -207,19 +194,21 @@ def _is_truncated(
     return bool((counted & ~inside).any())
 
 
-def _draw_case(run: Run, i: int, sample: Sample) -> tuple[UInt8[np.ndarray, 's s 3'], int]:
-    """The evaluated crop of hand i, and how many predicted keypoints lie outside it."""
+def _draw_case(run: Run, i: int, sample: Sample) -> tuple[bytes, int]:
+    """The evaluated crop of hand i as a JPEG; how many predicted keypoints lie outside it."""
     # As photographed: the picture is for people, so a left hand stays a left hand.
     crop, image_from_crop = crop_image(sample['image'], sample['box'], _TILE)
     crop_from_image = geometry.invert(image_from_crop)
-    predicted = geometry.apply_affine(crop_from_image, run.record.errors.predicted_image[i])
-    truth = geometry.apply_affine(crop_from_image, run.record.errors.truth_image[i])
-    picture = visualize.draw_hand(crop, predicted, confidence=run.record.errors.confidence[i])
+    predicted = geometry.apply_affine(crop_from_image, run.errors.predicted_image[i])
+    truth = geometry.apply_affine(crop_from_image, run.errors.truth_image[i])
+    picture = visualize.draw_hand(crop, predicted, confidence=run.errors.confidence[i])
     picture = visualize.draw_hand(
-        picture, truth, visible=run.record.errors.valid[i], thickness=1, colour=(255, 255, 255)
+        picture, truth, visible=run.errors.valid[i], thickness=1, colour=(255, 255, 255)
     )
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    jpeg = cv2.imencode('.jpg', picture[..., ::-1], quality)[1].tobytes()
     inside = ((predicted >= -0.5) & (predicted <= _TILE - 0.5)).all(axis=1)
-    return picture, int((~inside).sum())
+    return jpeg, int((~inside).sum())
 
 
 def _open(run: Run) -> Any:
@@ -242,7 +231,7 @@ def _check_rendered(data: Mapping[str, Any]) -> None:
 
 
 def _sample(source: Any, run: Run, i: int) -> Sample:
-    index, name = int(run.record.errors.index[i]), str(run.record.image_id[i])
+    index, name = int(run.errors.index[i]), str(run.record.image_id[i])
     if index >= len(source):
         raise ValueError(f'record {index} ({name}) is gone: the data has changed since')
     sample = source[index]

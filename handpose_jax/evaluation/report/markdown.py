@@ -12,55 +12,54 @@ def render(content: Content) -> str:
     runs = content.runs
     parts = [
         outputs.MARKDOWN_MARK,
-        '# Evaluation of hand keypoints: ' + ', '.join(text(run.name) for run in runs),
-        'Made by ' + code(content.command),
+        '# Evaluation of hand keypoints: ' + ', '.join(_text(run.name) for run in runs),
+        'Made by ' + _code(content.command),
         '## Results',
-        table(tables.results(content)),
-        text(tables.how_sure(runs)),
-        '\n'.join(f'- {text(run.name)}: {code(run.command)}' for run in runs),
+        _table(tables.results(content)),
+        _text(tables.how_sure(runs)),
+        '\n'.join(f'- {_text(run.name)}: {_code(run.command)}' for run in runs),
     ]
     for found in content.comparisons:
-        parts.append(f'## {text(found.other.name)} against {text(found.first.name)}')
+        parts.append(f'## {_text(found.other.name)} against {_text(found.first.name)}')
         if found.refused:
-            parts.append(f'Not compared: {text(found.refused)}.')
+            parts.append(f'Not compared: {_text(found.refused)}.')
         else:
-            parts += [table(tables.differences(found)), f'On the same hands; {found.first.basis}.']
-    parts += ['## Table 1 of the paper', table(tables.paper(runs))]
-    parts += [text(note) for note in tables.paper_note(runs)]
+            parts += [_table(tables.differences(found)), f'On the same hands; {found.first.basis}.']
+    parts += ['## Table 1 of the paper', _table(tables.paper(runs))]
+    parts += [_text(note) for note in tables.paper_note(runs)]
     for run in runs:
-        parts.append(f'## {text(run.name)}: keypoints in view and hidden')
+        parts.append(f'## {_text(run.name)}: keypoints in view and hidden')
         if tables.knows_hidden(run):
-            parts += [table(tables.occlusion(run)), f'EPE in px of the 224 crop; {run.basis}.']
+            parts += [_table(tables.occlusion(run)), f'EPE in px of the 224 crop; {run.basis}.']
         else:
             parts.append('The data tells of no hidden keypoints.')
     for run, gallery in zip(runs, content.galleries, strict=True):
-        parts.append(f'## {text(run.name)}: worst cases')
+        parts.append(f'## {_text(run.name)}: worst cases')
         rows = [
             [case.image_id, f'{case.error:.1f}', ', '.join(case.reasons)] for case in gallery.cases
         ]
-        parts.append(table(Table(['image', 'EPE mean, px of the 224 crop', 'reasons'], rows)))
+        parts.append(_table(Table(['image', 'EPE mean, px of the 224 crop', 'reasons'], rows)))
         parts.append(f'Of {run.basis}.')
         if gallery.no_pictures:
-            parts.append(f'Whether a hand is truncated is not known: {text(gallery.no_pictures)}')
+            parts.append(f'Whether a hand is truncated is not known: {_text(gallery.no_pictures)}')
     return '\n\n'.join(parts) + '\n'
 
 
-def table(content: Table) -> str:
+def _table(content: Table) -> str:
     """A table in Markdown; the first column to the left, the others to the right."""
-    lines = [content.header, ['---', *['---:'] * (len(content.header) - 1)]]
-    body = [[text(cell) for cell in row] for row in content.rows]
-    header = [text(cell) for cell in lines[0]]
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (header, lines[1], *body))
+    header, *body = ([_text(cell) for cell in row] for row in (content.header, *content.rows))
+    rule = ['---', *['---:'] * (len(header) - 1)]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (header, rule, *body))
 
 
-def text(value: str) -> str:
+def _text(value: str) -> str:
     """Plain text that Markdown shows as it is, in one line."""
     flat = ' '.join(value.split())
     escaped = re.sub(r'([\\`*_\[\]|~#])', r'\\\1', flat)
     return escaped.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')
 
 
-def code(value: str) -> str:
+def _code(value: str) -> str:
     """One line of code."""
     flat = ' '.join(value.split())
     fence = '`' * (max((len(run) for run in re.findall('`+', flat)), default=0) + 1)

@@ -48,13 +48,7 @@ class Curve(NamedTuple):
 
 
 def pck(curves: Sequence[Curve], *, x_label: str, title: str) -> str:
-    """PCK over its thresholds, as SVG.
-
-    Args:
-        curves: at most seven can be told apart.
-        x_label: what the thresholds are.
-        title: above the plot.
-    """
+    """PCK over its thresholds, named by x_label, as SVG; up to seven curves can be told apart."""
     figure, axes = _figure(4.4, 3.5)
     for i, curve in enumerate(curves):
         if curve.values is not None:
@@ -77,8 +71,8 @@ def drawn_hand(errors: Mapping[str, float | None], *, largest: float, title: str
 
     Args:
         errors: px by the keypoint's name; None or absent where there is none.
-        largest: error that gets the darkest colour.
-        title: above the hand.
+        largest: error that gets the darkest colour, px.
+        title: stands above the hand.
     """
     figure, axes = _figure(4.4, 4.4)
     colours = matplotlib.colormaps['YlOrBr']
@@ -110,12 +104,9 @@ def drawn_hand(errors: Mapping[str, float | None], *, largest: float, title: str
 
 
 class Reliability(NamedTuple):
-    """Keypoints sorted by their confidence into bins of equal width over 0..1.
+    """Keypoints in bins of equal width over 0..1: number, mean confidence, share that is right.
 
-    Attributes:
-        number: keypoints in each bin.
-        confidence: their mean confidence; NaN in an empty bin.
-        right: the share of them that is right; NaN in an empty bin.
+    The latter two are NaN in an empty bin.
     """
 
     number: np.ndarray
@@ -124,12 +115,7 @@ class Reliability(NamedTuple):
 
 
 def reliability_of(confidence: Float[np.ndarray, 'm'], right: Bool[np.ndarray, 'm']) -> Reliability:
-    """Sorts keypoints into bins.
-
-    Args:
-        confidence: 0..1.
-        right: whether the error is small enough.
-    """
+    """Sorts keypoints into bins by their confidence, 0..1; right says whose error is small."""
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     count = np.bincount(bins, minlength=_BINS)
     some = np.maximum(count, 1)
@@ -141,10 +127,7 @@ def reliability_of(confidence: Float[np.ndarray, 'm'], right: Bool[np.ndarray, '
 def reliability(found: Reliability, *, within: str, title: str) -> str:
     """How often a confidence is right, as SVG; bins with few keypoints are left out.
 
-    Args:
-        found: from reliability_of.
-        within: what counts as right, in a few words.
-        title: above the plot.
+    The label `within` says what counts as right.
     """
     figure, axes = _figure(4.4, 3.9)
     grid = figure.add_gridspec(2, height_ratios=(4, 1))
@@ -166,19 +149,15 @@ def reliability(found: Reliability, *, within: str, title: str) -> str:
 
 
 def error_against_confidence(
-    confidence: Float[np.ndarray, 'm'],
-    error: Float[np.ndarray, 'm'],
-    *,
-    largest: float,
-    title: str,
+    confidence: Float[np.ndarray, 'm'], error: Float[np.ndarray, 'm'], *, largest: float, title: str
 ) -> str:
     """Median and spread of the error in tenths of the keypoints by confidence, as SVG.
 
     Args:
         confidence: 0..1.
         error: px of the 224 crop.
-        largest: end of the scale; infinite for one of its own.
-        title: above the plot.
+        largest: end of the scale, px; infinite for one of its own.
+        title: stands above the plot.
     """
     figure, axes = _figure(4.4, 3.9)
     order = np.argsort(confidence, kind='stable')

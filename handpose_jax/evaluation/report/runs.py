@@ -29,8 +29,8 @@ class Run:
         config: of the run.
         record: from metrics.read_evaluation: errors, predictions and names of the hands.
         step: of the checkpoint that was evaluated.
-        split: that was evaluated.
-        protocol: the errors were measured under.
+        split: the part of the data that was evaluated.
+        protocol: what the errors were measured under.
         summary: metrics.KeypointErrors.summary under that protocol.
         calibration: of the confidence, if the workdir has one.
     """
@@ -67,11 +67,8 @@ class Run:
             part: which keypoints of which hands; one row for all hands will do.
         """
         # The size of a hand is that of all its keypoints, whichever are looked at.
-        sized = dataclasses.replace(
-            self.errors,
-            valid=self.errors.valid & part,
-            norm_size=self.errors.size_of(self.protocol.relative_to),
-        )
+        size = self.errors.size_of(self.protocol.relative_to)
+        sized = dataclasses.replace(self.errors, valid=self.errors.valid & part, norm_size=size)
         return sized.summary(dataclasses.replace(self.protocol, relative_to='box', hidden=True))
 
     @property
@@ -123,21 +120,13 @@ def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
     paths = [os.fspath(workdir) for workdir in workdirs]
     if not paths:
         raise ValueError('expected the workdir of at least one evaluated run, got none')
-    names = _names(paths)
-    return [_read_run(path, name) for path, name in zip(paths, names, strict=True)]
+    return [_read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 
 
 def report_command(runs: Sequence[Run], out: str) -> str:
     """The command that makes the report of these runs."""
-    words = [
-        'python',
-        '-m',
-        'handpose_jax.evaluation.report',
-        *(run.workdir for run in runs),
-        '--out',
-        out,
-    ]
-    return shlex.join(words)
+    command = ['python', '-m', 'handpose_jax.evaluation.report']
+    return shlex.join([*command, *(run.workdir for run in runs), '--out', out])
 
 
 def _read_run(workdir: str, name: str) -> Run:

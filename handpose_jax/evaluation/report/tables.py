@@ -2,18 +2,48 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from handpose_jax import hand
 from handpose_jax.evaluation.metrics import METRIC
-from handpose_jax.evaluation.protocols import Protocol
-from handpose_jax.evaluation.report import bootstrap, table1
+from handpose_jax.evaluation.protocols import PROTOCOLS, Protocol
+from handpose_jax.evaluation.report import bootstrap
 from handpose_jax.evaluation.report.bootstrap import Interval
 from handpose_jax.evaluation.report.comparison import Comparison
 from handpose_jax.evaluation.report.gallery import Gallery
 from handpose_jax.evaluation.report.runs import Run
 
 NOTHING = '\N{EN DASH}'
+
+
+TEST_HANDS = 846
+"""Hands in CMU's manual_test. Source: Simon et al. 2017, hand_labels.zip."""
+
+
+class PaperRow(NamedTuple):
+    """A row of the paper's table 1, and the settings that make a run its counterpart.
+
+    Attributes:
+        name: in protocols.PROTOCOLS['cmu'].published, which holds the numbers.
+        network: config.model.name.
+        size: side of the input, px.
+        trained_on: names of the prepared data sets.
+    """
+
+    name: str
+    network: str
+    size: int
+    trained_on: frozenset[str]
+
+
+PAPER = (
+    PaperRow('CMU, 112', 'mobilenet_v2', 112, frozenset({'cmu'})),
+    PaperRow('CMU, 224', 'mobilenet_v2', 224, frozenset({'cmu'})),
+    PaperRow('CMU+RHD', 'mobilenet_v2', 224, frozenset({'cmu', 'rhd'})),
+    PaperRow('CMU+RHD+SHP', 'mobilenet_v2', 224, frozenset({'cmu', 'rhd', 'shp'})),
+    PaperRow('ResNet/CMU', 'resnet50', 224, frozenset({'cmu'})),
+)
+"""The rows of table 1. Source: Gouidis et al. 2019."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,19 +96,15 @@ def _with_interval(
 
 def results(content: Content) -> Table:
     """What was measured: a column for each run."""
-
-    def row(name: str, cells: Sequence[Any]) -> list[str]:
-        return [name, *map(str, cells)]
-
     runs = content.runs
     rows = [
-        row('protocol', [run.protocol.name for run in runs]),
-        row('hands', [f'{run.summary["hands"]:,}' for run in runs]),
-        row('keypoints counted', [f'{run.summary["keypoints_counted"]:,}' for run in runs]),
+        ['protocol', *(run.protocol.name for run in runs)],
+        ['hands', *(f'{run.summary["hands"]:,}' for run in runs)],
+        ['keypoints counted', *(f'{run.summary["keypoints_counted"]:,}' for run in runs)],
     ]
     if any(run.summary['predictions_not_finite'] for run in runs):
         cells = [f'{run.summary["predictions_not_finite"]:,}' for run in runs]
-        rows.append(row('predictions that are no number', cells))
+        rows.append(['predictions that are no number', *cells])
     for name, metric in METRIC.items():
         if not any(name in run.summary for run in runs):
             continue
@@ -86,13 +112,13 @@ def results(content: Content) -> Table:
             _with_interval(name, run.summary.get(name), limits.get(name))
             for run, limits in zip(runs, content.intervals, strict=True)
         ]
-        rows.append(row(metric.label, cells))
+        rows.append([metric.label, *cells])
     rows += [
-        row('network', [run.network for run in runs]),
-        row('input, px', [run.config.get('size', '?') for run in runs]),
-        row('step', [NOTHING if run.step is None else f'{run.step:,}' for run in runs]),
-        row('trained on', [run.trained_on for run in runs]),
-        row('evaluated on', [run.evaluated_on for run in runs]),
+        ['network', *(run.network for run in runs)],
+        ['input, px', *(str(run.config.get('size', '?')) for run in runs)],
+        ['step', *(NOTHING if run.step is None else f'{run.step:,}' for run in runs)],
+        ['trained on', *(run.trained_on for run in runs)],
+        ['evaluated on', *(run.evaluated_on for run in runs)],
     ]
     return Table(['', *(run.name for run in runs)], rows)
 
@@ -101,56 +127,38 @@ def differences(comparison: Comparison) -> Table:
     """The other run minus the first, by metric, and which is better."""
     names = {'first': comparison.first.name, 'other': comparison.other.name, None: 'not told apart'}
     rows = []
-    for metric, difference in comparison.differences.items():
-        known = difference.interval is not None
-        rows.append(
-            [
-                METRIC[metric].label,
-                number(metric, comparison.first.summary[metric]),
-                number(metric, comparison.other.summary[metric]),
-                _with_interval(metric, difference.value, difference.interval, signed=True),
-                names[difference.better] if known else NOTHING,
-            ]
-        )
-    return Table(
-        ['', comparison.first.name, comparison.other.name, 'difference', 'better'],
-        rows,
-    )
+    for metric, (value, interval, better) in comparison.differences.items():
+        both = (comparison.first, comparison.other)
+        cells = [number(metric, run.summary[metric]) for run in both]
+        cells.append(_with_interval(metric, value, interval, signed=True))
+        rows.append([METRIC[metric].label, *cells, names[better] if interval else NOTHING])
+    return Table(['', comparison.first.name, comparison.other.name, 'difference', 'better'], rows)
 
 
 def paper(runs: Sequence[Run]) -> Table:
     """The paper's table 1 with our rows beside theirs."""
+    metrics = {'auc': 'AUC', 'epe_mean_224': 'EPE mean', 'epe_median_224': 'EPE median'}
     rows = []
-    for theirs in table1.ROWS:
-        ours = table1.counterpart(theirs, runs)
-        cells = [
-            ' / '.join(number(metric, run.summary[metric]) for run in ours)
-            for metric in ('auc', 'epe_mean_224', 'epe_median_224')
-        ]
-        rows.append(
-            [
-                theirs.name,
-                number('auc', theirs.numbers['auc']),
-                cells[0],
-                number('epe_mean_224', theirs.numbers['epe_mean_224']),
-                cells[1],
-                number('epe_median_224', theirs.numbers['epe_median_224']),
-                cells[2],
-                ' / '.join(run.name for run in ours),
-            ]
-        )
-    metrics = ('AUC', 'EPE mean', 'EPE median')
-    columns = [f'{metric}, {whose}' for metric in metrics for whose in ('paper', 'ours')]
+    for row in PAPER:
+        published = PROTOCOLS['cmu'].published
+        theirs = {one.metric: one.value for one in published if one.system == row.name}
+        ours = counterpart(row, runs)
+        cells = [row.name]
+        for metric in metrics:
+            cells.append(number(metric, theirs[metric]))
+            cells.append(' / '.join(number(metric, run.summary[metric]) for run in ours))
+        rows.append([*cells, ' / '.join(run.name for run in ours)])
+    columns = [f'{metric}, {whose}' for metric in metrics.values() for whose in ('paper', 'ours')]
     return Table(['row', *columns, 'our run'], rows)
 
 
 def paper_note(runs: Sequence[Run]) -> list[str]:
     """Why our cells are empty, and what would fill them."""
-    filled = [run for run in runs if any(run in table1.counterpart(r, runs) for r in table1.ROWS)]
+    filled = [run for run in runs if any(run in counterpart(r, runs) for r in PAPER)]
     notes = [
         'The columns "paper" are the published numbers of Gouidis et al. 2019, table 1: AUC of '
         "PCKh over 0 to 1 and EPE in pixels of the 224 crop, on CMU's manual_test (protocol cmu, "
-        f'{table1.TEST_HANDS} hands). The columns "ours" are measured by this project.'
+        f'{TEST_HANDS} hands). The columns "ours" are measured by this project.'
     ]
     if not filled:
         notes.append(
@@ -159,36 +167,55 @@ def paper_note(runs: Sequence[Run]) -> list[str]:
             'configs/cmu.py, cmu_112.py, cmu_rhd.py, cmu_rhd_shp.py or cmu_resnet50.py.'
         )
     for run in runs:
-        if reason := table1.why_not(run):
+        if reason := why_not_in_paper(run):
             notes.append(f'{run.name} is not in the table: {reason}.')
         elif run not in filled:
             notes.append(f'{run.name} is not in the table: no row was trained with its settings.')
     return notes
 
 
+def why_not_in_paper(run: Run) -> str:
+    """Why a run may not stand in the paper's table, as a clause; '' if it may."""
+    if run.protocol.name != 'cmu':
+        return f'its protocol is {run.protocol.name}, not cmu'
+    data = run.eval_data
+    ids = run.record.image_id
+    is_cmu = data['name'] == 'prepared' and all(str(name).startswith('cmu/test/') for name in ids)
+    if not (is_cmu or data.get('dataset') == 'cmu') or run.split != 'test':
+        return f"it was evaluated on {run.evaluated_on}, not on CMU's manual_test"
+    if len(ids) != TEST_HANDS:
+        return f'it was evaluated on {len(ids):,} hands, and manual_test has {TEST_HANDS}'
+    if run.notes:
+        return '; '.join(run.notes)
+    return ''
+
+
+def counterpart(row: PaperRow, runs: Sequence[Run]) -> list[Run]:
+    """The runs that may stand beside a row: measured as it was, and trained as it was."""
+    return [
+        run
+        for run in runs
+        if not why_not_in_paper(run)
+        and run.network == row.network
+        and run.config.get('size') == row.size
+        and run.training_sets == row.trained_on
+    ]
+
+
 def occlusion(run: Run) -> Table:
     """Keypoints that something hides beside those in view."""
     rows = []
     for label, summary in occlusion_summaries(run).items():
-        rows.append(
-            [
-                label,
-                f'{summary["keypoints_counted"]:,}',
-                *(
-                    number(metric, summary[metric])
-                    for metric in ('epe_mean_224', 'epe_median_224', 'auc', 'pck_at_0.2')
-                ),
-            ]
-        )
+        metrics = ('epe_mean_224', 'epe_median_224', 'auc', 'pck_at_0.2')
+        cells = [number(metric, summary[metric]) for metric in metrics]
+        rows.append([label, f'{summary["keypoints_counted"]:,}', *cells])
     return Table(['', 'keypoints', 'EPE mean', 'EPE median', 'AUC', 'PCK@0.2'], rows)
 
 
 def occlusion_summaries(run: Run) -> dict[str, dict[str, Any]]:
     """The metrics of keypoints in view and hidden ones."""
-    hidden = run.record.errors.hidden
-    return {
-        label: run.summary_of(part) for label, part in (('in view', ~hidden), ('hidden', hidden))
-    }
+    hidden = run.errors.hidden
+    return {'in view': run.summary_of(~hidden), 'hidden': run.summary_of(hidden)}
 
 
 def knows_hidden(run: Run) -> bool:
@@ -211,10 +238,8 @@ def per_keypoint(runs: Sequence[Run]) -> Table:
     short = ('EPE mean', 'EPE median', 'PCK@0.2')
     rows = []
     for name in hand.KEYPOINT_NAMES:
-        cells = []
-        for run in runs:
-            values = run.summary['per_keypoint'].get(name, {})
-            cells += [number(column, values.get(column)) for column in columns]
+        found = [run.summary['per_keypoint'].get(name, {}) for run in runs]
+        cells = [number(column, one.get(column)) for one in found for column in columns]
         rows.append([name, *cells])
     several = len(runs) > 1
     header = [f'{run.name}: {column}' if several else column for run in runs for column in short]
