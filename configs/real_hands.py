@@ -8,7 +8,7 @@ paper's.
     python -m handpose_jax.main --config configs/real_hands.py --config.data.root=DIR \
         --config.init_from=DIR/mobilenet_v2_1.0_224.npz --workdir W
 
-DIR holds annotations.json and images, see handpose_jax/data/sources.py.
+DIR holds annotations.json and images, see handpose_jax/data/folder.py.
 """
 
 from ml_collections import ConfigDict

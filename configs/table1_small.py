@@ -1,7 +1,7 @@
 """The layout of Gouidis et al. 2019, table 1, on data that anybody can have, small.
 
 In 4,800 examples a row, for two cores: the small and the large input, a second data set, and the
-other encoder; photographs (a folder, see handpose_jax/data/sources.py) stand for CMU, rendered
+other encoder; photographs (a folder, see handpose_jax/data/folder.py) stand for CMU, rendered
 hands for RHD. The recipe is that of configs/real_hands.py. The numbers are no reproduction of the
 paper's.
 

@@ -105,7 +105,7 @@ def paper() -> ConfigDict:
     config.sigma = 7.0  # of the target peaks, pixels of a 224 crop
     config.loss = 'squared_error'  # or 'iou'
     config.ema = 0.0  # weight of the old average of the parameters; 0: none
-    config.init_from = ''  # weights to start from, see models/pretrained.py; '': random
+    config.init_from = ''  # weights to start from, see training/state.py; '': random
 
     config.model = ConfigDict()
     config.model.name = 'mobilenet_v2'

@@ -113,7 +113,9 @@ def main(argv: Sequence[str] | None = None, prog: str = 'handpose predict') -> N
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument('photos', nargs='+', type=Path, help='image files')
     parser.add_argument(
-        '--workdir', required=True, help='folder of a training run, or an exported file'
+        '--workdir',
+        required=True,
+        help='folder of a training run, its .safetensors, or an exported file',
     )
     parser.add_argument('--out', required=True, type=Path, help='folder for overlays and JSON')
     parser.add_argument(

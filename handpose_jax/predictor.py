@@ -139,7 +139,9 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Predict
         from handpose_jax import inference
         from handpose_jax.config import crop_scale
     except ModuleNotFoundError as error:
-        told = extras.missing(error, f'{path}: a workdir (exported files open without it)')
+        told = extras.missing(
+            error, f'{path}: a workdir or weights (exported files open without it)'
+        )
         if told is None:
             raise
         raise ValueError(told) from error

@@ -40,9 +40,9 @@ FENCES = {
     'flax.linen': ('models/',),
     'orbax': ('training/checkpoints.py', 'training/workdirs.py'),
     'tensorflow_datasets': ('data/prepared.py',),
-    'tensorflow': ('export/', 'runtimes.py', 'sessions.py', 'models/pretrained.py'),
+    'tensorflow': ('export/', 'runtimes.py', 'sessions.py'),
     # It imports TensorFlow itself.
-    'jax.experimental.jax2tf': ('export/', 'runtimes.py', 'models/pretrained.py'),
+    'jax.experimental.jax2tf': ('export/', 'runtimes.py'),
     'pickletools': ('data/conversion/safe_pickle.py',),
 }
 ONLY_IN_FUNCTIONS = ('tensorflow', 'jax.experimental.jax2tf')

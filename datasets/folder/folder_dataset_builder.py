@@ -1,6 +1,6 @@
 """Your own photographs: a folder of images with keypoints in one annotations.json.
 
-handpose_jax/data/sources.py, FolderSource, says what the file holds; README.md beside this file
+handpose_jax/data/folder.py, FolderSource, says what the file holds; README.md beside this file
 gives an example.
 """
 

@@ -102,7 +102,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('kills', 'num_steps'), [(3, 12), pytest.param(20, 60, marks=pytest.mark.long)]
+    ('kills', 'num_steps'), [(3, 12), pytest.param(100, 300, marks=pytest.mark.long)]
 )
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path, whole, kills, num_steps):
     changes = {'num_steps': num_steps}
