@@ -62,6 +62,7 @@ OTHERS = {
     'export': 'is a word of the shell',
     'unzip': 'unpacks what pip downloads',
     'du': 'measures a folder',
+    'bash .ci/run': 'runs this, in an environment of its own',
     'pytest': 'is what runs this',
     'python -m pytest': 'is what runs this',
     'python -m venv': "is Python's own",
