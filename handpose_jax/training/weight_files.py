@@ -16,7 +16,6 @@ import safetensors
 import safetensors.numpy
 from ml_collections import ConfigDict
 
-import handpose_jax
 from handpose_jax.config import evaluation_data
 from handpose_jax.process import outputs, storage
 
@@ -64,7 +63,7 @@ def save(
     }
     about = {
         'format': _FORMAT,
-        'made_by': f'{outputs.MADE_BY} {handpose_jax.__version__}',
+        'made_by': outputs.MADE_BY,
         'step': step,
         'config': _needed(config),
     }

@@ -164,5 +164,5 @@ def test_the_metadata_are_plain_json(file):
     data = file.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
     about = json.loads(header['__metadata__']['handpose_jax'])
-    assert about['made_by'].startswith('handpose_jax ')
+    assert about['made_by'] == 'handpose_jax'
     assert len(about['sha256']) == 64
