@@ -357,7 +357,7 @@ def test_whole_files_are_read(kind, tmp_path):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_changed_files_are_read_or_refused(kind, tmp_path):
-    outcomes = fuzz(kind, 100_000, 5.0, tmp_path)
+    outcomes = fuzz(kind, 100_000, 3.0, tmp_path)
     assert outcomes['refused'] > 20
 
 
