@@ -519,6 +519,7 @@ WAYS = {
     'handpose evaluate': handpose_evaluate,
     'handpose calibrate': handpose('calibrate', prepares=measured),
     'handpose predict': handpose('predict', prepares=photographed),
+    'handpose weights': handpose('weights', prepares=measured),
     'handpose report': report_on(lambda words: cli.main(['report', *words])),
     'handpose export': handpose_export,
 }
