@@ -1,8 +1,9 @@
 """Weights in one small file: safetensors, what a release ships and a training starts from.
 
-Kernels are float16, which changes no keypoint by more than a fraction of a pixel; biases, scales
-and statistics, few and far apart in size, are float32. The metadata hold what the network needs to
-be built and fed, the step, and a SHA-256 of all that. No pickle, no code, no paths.
+Kernels are float16, which moves most keypoints by hundredths of a pixel, and those of which the
+network is unsure by more; biases, scales and statistics are float32. The metadata hold what the
+network needs to be built and fed, the step, and a SHA-256 of all that. No pickle, no code, no
+paths.
 """
 
 import hashlib
