@@ -65,8 +65,8 @@ def _open_splits(folder: pathlib.Path) -> dict[str, Source]:
     if not prepared.is_prepared(folder):
         FolderSource(folder)  # says what is wrong with the file
         records = json.loads((folder / 'annotations.json').read_text('utf-8-sig'))
-        names = dict.fromkeys(record.get('split') or '' for record in records)
-        return {name or 'all': FolderSource(folder, split=name) for name in names}
+        found = dict.fromkeys(record.get('split') or '' for record in records)
+        return {name or 'all': FolderSource(folder, split=name) for name in found}
     path = folder / 'dataset_info.json'
     try:
         names = [split['name'] for split in json.loads(path.read_text('utf-8'))['splits']]
