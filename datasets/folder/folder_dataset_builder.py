@@ -52,6 +52,7 @@ class MakeExample(NamedTuple):
             # Only a box that was made of the keypoints can be a line, and is made again.
             box=None if is_flat else record.box,
             size=None if None in claimed else claimed,
+            no_hand=record.no_hand,
         )
 
 

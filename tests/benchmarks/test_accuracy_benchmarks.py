@@ -32,6 +32,7 @@ def make_errors(offsets, confidence=0.5):
         'valid': np.ones(n, bool),
         'index': np.arange(n),
         'hidden': np.zeros((n, 21), bool),
+        'has_hand': np.ones(n, bool),
     }
     return metrics.KeypointErrors.from_batch(
         truth.astype(np.float64) + offsets, np.full((n, 21), confidence), batch, 224

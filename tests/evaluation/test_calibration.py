@@ -44,6 +44,7 @@ def make_record(hands=600, seed=0, std=true_std, outliers=0.0):
         predicted_image=truth + offset * scale,
         truth_image=truth,
         is_left=np.zeros(hands, bool),
+        has_hand=np.ones(hands, bool),
     )
     meta = {'protocol': 'box', 'split': 'val', 'step': 40, 'size': 224}
     return metrics.EvaluationRecord(errors, np.array([f'photo {i}' for i in range(hands)]), meta)
