@@ -2,8 +2,9 @@
 
     python benchmarks/presence.py [LABEL=]WORKDIR ... --hands FOLDER:val --without FOLDER:val PHOTOS
 
-Hands come from folders with annotations.json, as they are, cut off (the crop's edge goes through
-the middle of the hand) and half covered (a plain rectangle over half of the crop). Pictures without
+Hands come from folders with annotations.json: whole; half outside (the box is off, so that the
+crop's edge goes through the middle of the hand); cut off (the photograph ends in the middle of the
+hand, and the box is that of the rest); and half covered (by a plain rectangle). Pictures without
 a hand are the `no_hand` records of such folders, and the middle squares of photographs in folders
 without annotations. For each score of calibration.PRESENCE_SCORES, benchmarks/results/presence.json
 receives the AUROC of each kind of hand against each folder of pictures without. Nothing is fitted.
@@ -20,13 +21,13 @@ import results_file
 from handpose_jax import geometry, inference, runtimes
 from handpose_jax.config import crop_scale
 from handpose_jax.data import images, sources
-from handpose_jax.data.transforms import crop_image
+from handpose_jax.data.transforms import PADDING, crop_image
 from handpose_jax.evaluation import calibration
 from handpose_jax.process import command_line
 from handpose_jax.types import Sample
 
 _PHOTOGRAPHS = ('*.jpg', '*.jpeg', '*.png')
-KINDS = ('whole', 'cut off', 'half covered')
+KINDS = ('whole', 'half outside', 'cut off', 'half covered')
 _BATCH = 32
 
 
@@ -44,15 +45,27 @@ def hand_crop(sample: Sample, kind: str, rng: np.random.Generator, size: int) ->
         rng: draws from which side it is cut or covered, and the cover's colour.
         size: of the crop, pixels.
     """
+    image = sample['image']
     box = geometry.square_box(np.asarray(sample['box'], np.float64), 1.0)
     axis, sign = int(rng.integers(2)), int(rng.choice([-1, 1]))
-    if kind == 'cut off':
-        seen = sample['keypoints'][sample['visible']].astype(np.float64)
-        middle, half = (seen.min(axis=0) + seen.max(axis=0)) / 2, (box[2] - box[0]) / 2
+    points = sample['keypoints'][sample['visible']].astype(np.float64)
+    middle = (points.min(axis=0) + points.max(axis=0)) / 2
+    if kind == 'half outside':
+        half = (box[2] - box[0]) / 2
         centre = (box[:2] + box[2:]) / 2
         centre[axis] = middle[axis] + sign * half
         box = np.concatenate([centre - half, centre + half])
-    crop, _ = crop_image(sample['image'], box, size, mirror=sample['is_left'])
+    elif kind == 'cut off':
+        rest = points[sign * (points[:, axis] - middle[axis]) > 0]
+        around = (box[2] - box[0]) / geometry.longest_side(
+            np.concatenate([points.min(axis=0), points.max(axis=0)])
+        )
+        box = geometry.square_box(np.concatenate([rest.min(axis=0), rest.max(axis=0)]), around)
+        image = image.copy()
+        past = round(middle[axis])
+        beyond = slice(None, past) if sign > 0 else slice(past, None)
+        image[(slice(None), beyond) if axis == 0 else (beyond, slice(None))] = PADDING
+    crop, _ = crop_image(image, box, size, mirror=sample['is_left'])
     if kind == 'half covered':
         crop = crop.copy()
         part = slice(None, size // 2) if sign < 0 else slice(size // 2, None)

@@ -58,6 +58,7 @@ PRESENCE_SCORES: dict[str, Callable[[Any], Any]] = {
     'mean': lambda confidence: np.mean(confidence, axis=-1),
     'median': lambda confidence: np.median(confidence, axis=-1),
     'lower quartile': lambda confidence: np.quantile(confidence, 0.25, axis=-1),
+    'upper quartile': lambda confidence: np.quantile(confidence, 0.75, axis=-1),
     'lowest': lambda confidence: np.min(confidence, axis=-1),
     'highest': lambda confidence: np.max(confidence, axis=-1),
 }
