@@ -51,7 +51,7 @@ CORRECT_WITHIN = 0.2
 """An error up to this part of the box's longest side, PCK's usual threshold, is correct."""
 
 _MEDIAN_RADIUS = float(np.sqrt(2 * np.log(2)))
-PRESENCE_SCORE = 'mean'
+PRESENCE_SCORE = 'highest'
 """The one of PRESENCE_SCORES that presence is made of; benchmarks/presence.py compares them."""
 
 PRESENCE_SCORES: dict[str, Callable[[Any], Any]] = {
