@@ -209,16 +209,17 @@ def _fit_presence(
     }
     if min(parts.values()) < _LEAST_PICTURES:
         return None, None
-    share = _isotonic(
-        score[fitting],
-        has_hand[fitting],
-        lambda part: (part.sum() + 0.5) / (len(part) + 1),
-        increasing=True,
-        per_bin=_BIN_PICTURES,
+    # Weighed as if there were as many pictures of either kind.
+    half = fitting.sum() / 2
+    weight, weight_without = half / parts['hands'], half / parts['without']
+
+    def share(part: Bool[np.ndarray, 'k']) -> float:
+        hands, without = weight * part.sum(), weight_without * (~part).sum()
+        return float((hands + 0.5) / (hands + without + 1))
+
+    table = _isotonic(
+        score[fitting], has_hand[fitting], share, increasing=True, per_bin=_BIN_PICTURES
     )
-    # As if there had been as many pictures of either kind.
-    odds = share / (1 - share) * parts['without'] / parts['hands']
-    table = odds / (1 + odds)
     claimed, shown = np.interp(score[~fitting], _GRID, table), has_hand[~fitting]
     return table, {
         'score': PRESENCE_SCORE,
