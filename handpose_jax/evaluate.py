@@ -167,6 +167,8 @@ class Evaluation:
         """The best, median and worst predictions, a row of each, as one picture u8[h w 3]."""
         error = result.errors.epe_per_hand()
         ranked = np.argsort(np.where(np.isnan(error), np.inf, error), kind='stable')
+        # A picture without a hand has no error; it is shown where there is nothing else.
+        ranked = ranked[result.errors.has_hand[ranked]] if result.errors.num_hands else ranked
         row = min(_SHEET_COLUMNS, len(ranked))
         middle = max(0, (len(ranked) - row) // 2)
         chosen = [*ranked[:row], *ranked[middle : middle + row], *ranked[len(ranked) - row :]]
@@ -199,7 +201,7 @@ class Evaluation:
 
 
 def _check_normaliser(protocol: Protocol, source: Source, data: dict[str, Any]) -> list[str]:
-    """Finds out from the first record what the data's norm_size is.
+    """Finds out from the first record with a hand what the data's norm_size is.
 
     Returns:
         What deserves a note in reports.
@@ -209,7 +211,10 @@ def _check_normaliser(protocol: Protocol, source: Source, data: dict[str, Any]) 
     """
     if not len(source) or protocol.relative_to == 'keypoint_box' or data['name'] == 'mixture':
         return []
-    sample = source[0]
+    samples = (source[index] for index in range(len(source)))
+    sample = next((one for one in samples if not one.get('no_hand')), None)
+    if sample is None:
+        return []
     crop = geometry.longest_side(np.asarray(sample['box'], np.float64))
     scale = data.get('crop_scale', CROP_SCALE)
     if data.get('crop') == 'image':

@@ -54,6 +54,7 @@ def inside_crop(keypoints: Float[Array, '*n 2'], height: int, width: int) -> Boo
 def render(
     keypoints: Float[Array, 'b 21 2'],
     visible: Bool[Array, 'b 21'],
+    has_hand: Bool[Array, 'b'] | bool = True,
     *,
     height: int,
     width: int,
@@ -65,11 +66,13 @@ def render(
     Map k is exp(-|p - x_k|^2 / (2 sigma^2)); the background is 1 - max_k of the annotated ones.
     A keypoint that is not annotated, or lies outside the crop, has weight 0; if it is not
     annotated, its map is 0 everywhere. The background has weight 0 where some keypoint is not
-    annotated, because its place, a hole in the background, is not known.
+    annotated, because its place, a hole in the background, is not known. Where there is no hand,
+    nothing is unknown: all maps count, 21 empty ones and a full background.
 
     Args:
         keypoints: (x, y), crop pixels; anything, even NaN, where not visible.
-        visible: annotated.
+        visible: annotated; no keypoint of a picture without a hand may be.
+        has_hand: False for a picture that shows no hand.
         height: of the maps.
         width: of the maps.
         stride: crop pixels per map pixel.
@@ -95,6 +98,7 @@ def render(
     weights = jnp.concatenate(
         [annotated * inside, visible.all(axis=-1, keepdims=True).astype(jnp.float32)], axis=-1
     )
+    weights = jnp.where(jnp.asarray(has_hand)[..., None], weights, 1.0)
     return jnp.concatenate([maps, background], axis=-1), weights
 
 

@@ -2,7 +2,8 @@
 
 For each photograph DIR receives NAME.png, the skeleton drawn over it, and NAME.json, the keypoints
 in the photograph's pixels with their confidences. Where the workdir holds a calibration (handpose
-calibrate --workdir W) the JSON also says how likely each keypoint is correct, and how exact.
+calibrate --workdir W) the JSON also says how likely each keypoint is correct, and how exact; and
+`presence`, how likely there is a hand, if it was fitted on pictures without one too.
 """
 
 import argparse
@@ -69,6 +70,7 @@ def _predict_files(
             'file': photo.name,
             'handedness': side,
             'checkpoint_step': find.step,
+            'presence': predictor.as_number(hand.presence, 4),
             'keypoints': predictor.describe(hand),
         }
         larger, keypoints = visualize.enlarge(

@@ -34,6 +34,8 @@ class Hand(NamedTuple):
         crop_box: f64[4], x0, y0, x1, y1 of the square that the network saw, pixels.
         probability_correct: f64[21], how likely each keypoint is right; None without a calibration.
         std_px: f64[21], the error to expect along x and along y, pixels; None without one.
+        presence: how likely the square shows a hand at all, 0..1; None without a calibration that
+            knows pictures without hands.
     """
 
     keypoints: Float[np.ndarray, '21 2']
@@ -42,6 +44,7 @@ class Hand(NamedTuple):
     crop_box: Float[np.ndarray, '4']
     probability_correct: Float[np.ndarray, '21'] | None
     std_px: Float[np.ndarray, '21'] | None
+    presence: float | None
 
 
 class Predictor:
@@ -109,11 +112,14 @@ class Predictor:
         found = self._runtime(crop[None])
         keypoints = geometry.apply_affine(image_from_crop, found.keypoints[0].astype(np.float64))
         confidence = found.confidence[0]
-        probability, std_px = None, None
+        probability, std_px, presence = None, None, None
         if self._calibration is not None:
             probability, std_px_224 = self._calibration.apply(confidence)
             std_px = std_px_224 * (geometry.longest_side(square) / EPE_FRAME)
-        return Hand(keypoints.astype(np.float32), confidence, side, square, probability, std_px)
+            likely = self._calibration.apply_presence(confidence)
+            presence = None if likely is None else float(likely)
+        points = keypoints.astype(np.float32)
+        return Hand(points, confidence, side, square, probability, std_px, presence)
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Predictor:
@@ -270,13 +276,13 @@ def describe(hand: Hand) -> list[dict[str, Any]]:
             'x': round(float(point[0]), 2),
             'y': round(float(point[1]), 2),
             'confidence': round(float(confidence), 4),
-            'probability_correct': _number(probability, 4),
-            'std_px': _number(std, 2),
+            'probability_correct': as_number(probability, 4),
+            'std_px': as_number(std, 2),
         }
         for name, point, confidence, probability, std in columns
     ]
 
 
-def _number(value: float, digits: int) -> float | None:
-    # JSON has no NaN.
-    return round(float(value), digits) if np.isfinite(value) else None
+def as_number(value: float | None, digits: int) -> float | None:
+    """A number as JSON takes it: rounded, and None where it is not known or not finite."""
+    return None if value is None or not np.isfinite(value) else round(float(value), digits)

@@ -69,6 +69,7 @@ def make_train_step(
         targets, weights = heatmaps.render(
             batch['keypoints'],
             batch['visible'],
+            batch['has_hand'],
             height=height // model.stride,
             width=width // model.stride,
             stride=model.stride,

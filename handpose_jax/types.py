@@ -33,6 +33,9 @@ class Sample(TypedDict):
     image_id: str  # names the record in messages and reports
     # Annotated, but hidden behind something; where absent, the source does not tell.
     hidden: NotRequired[Bool[np.ndarray, '21']]
+    # The picture shows no hand: keypoints zero, nothing visible, `box` is the region to cut, and
+    # `norm_size` its longest side. Where absent, there is a hand.
+    no_hand: NotRequired[bool]
 
 
 @runtime_checkable
@@ -65,6 +68,7 @@ class Batch(TypedDict):
     valid: Bool[np.ndarray, 'b']  # False for the padding of the last evaluation batch
     index: Any  # int32[b]: the record's position in its source, to find its name again
     hidden: Bool[np.ndarray, 'b 21']  # as in Sample; False where the source does not tell
+    has_hand: Bool[np.ndarray, 'b']  # False where the sample says no_hand; True for padding, too
 
 
 class Prediction(NamedTuple):

@@ -14,6 +14,7 @@ a name.
 import ast
 import concurrent.futures
 import contextlib
+import json
 import queue
 import re
 import runpy
@@ -375,6 +376,17 @@ def browse(place, words):
         assert file is None or (place.folder / file).stat().st_size
 
 
+def cut_handless(place, words):
+    folder = place.folder / words[0]
+    folder.mkdir(exist_ok=True)
+    cv2.imwrite(str(folder / 'a.png'), np.random.default_rng(0).integers(0, 255, (300, 400, 3)))
+    about = {'source': value_of('--source', words), 'split': 'val'}
+    record = {'file': 'a.png', 'hands': [{'box': [180, 130, 220, 170]}], **about}
+    (folder / 'annotations.json').write_text(json.dumps([record]))
+    place.script('datasets/cut_handless.py', words)
+    assert sources.FolderSource(place.folder / value_of('--out', words))[0]['no_hand']
+
+
 def make_dummy(place, words):
     shutil.rmtree(place.folder / words[1], ignore_errors=True)
     place.script('datasets/make_dummy.py', words)
@@ -515,6 +527,7 @@ WAYS = {
     'python datasets/browse.py': browse,
     'handpose browse': browse,
     'python datasets/make_dummy.py': make_dummy,
+    'python datasets/cut_handless.py': cut_handless,
     'handpose train': handpose_train,
     'handpose evaluate': handpose_evaluate,
     'handpose calibrate': handpose('calibrate', prepares=measured),

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from handpose_jax import evaluate
 from handpose_jax.evaluation import metrics
+from handpose_jax.evaluation.protocols import PROTOCOLS
 from handpose_jax.process import distributed
 from handpose_jax.types import Prediction
 
@@ -135,6 +136,33 @@ def test_hidden_keypoints_stay_with_their_hands_and_out_of_the_padding(evaluatio
     # It does not tell.
     expected[2] = False
     np.testing.assert_array_equal(result.errors.hidden, expected)
+
+
+class WithoutHands(Hands):
+    """Records 0 and 3 show none."""
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        if index not in (0, 3):
+            return sample
+        nothing = {'keypoints': np.zeros((21, 2), np.float32), 'visible': np.zeros(21, bool)}
+        region = {'box': np.float32([5, 5, 45, 45]), 'norm_size': 40.0, 'is_left': False}
+        return {**sample, **nothing, **region, 'hidden': np.zeros(21, bool), 'no_hand': True}
+
+
+def test_pictures_without_a_hand_count_in_no_error_and_are_told_apart(evaluation, tmp_path):
+    whole, made = evaluation(Hands()).run({}), evaluation(WithoutHands())
+    result = made.run({})
+    assert result.errors.has_hand.tolist() == [False, True, True, False, True]
+    hands = whole.errors.take([1, 2, 4])
+    assert result.summary == {**hands.summary(PROTOCOLS['box']), 'split': 'test', 'notes': []}
+    assert result.summary['hands'] == 3
+    assert made.sheet(result).shape[0] == evaluation(Hands()).sheet(whole).shape[0]
+    made.write(str(tmp_path), 7, result)
+    record = metrics.read_evaluation(tmp_path / 'evaluation.npz')
+    assert record.errors.has_hand.tolist() == result.errors.has_hand.tolist()
+    assert record.of_hands().image_id.tolist() == ['hand/1', 'hand/2', 'hand/4']
+    np.testing.assert_array_equal(record.of_hands().errors.error_image, hands.error_image)
 
 
 def test_the_same_evaluation_runs_again(evaluation):

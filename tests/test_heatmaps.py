@@ -99,6 +99,24 @@ def test_a_map_counts_only_where_its_keypoint_is_annotated_and_inside():
     np.testing.assert_array_equal(weights, expected)
 
 
+def test_a_picture_without_a_hand_wants_empty_maps_and_a_full_background():
+    keypoints = np.random.default_rng(0).uniform(0, 64, (3, 21, 2)).astype(np.float32)
+    visible = np.zeros((3, 21), bool)
+    visible[0] = True
+    sizes = {'width': 16, 'height': 12, 'stride': STRIDE, 'sigma': 7.0}
+    has_hand = np.array([True, False, True])
+    targets, weights = jitted_render(keypoints, visible, has_hand, **sizes)
+    assert not np.asarray(targets[1, ..., :21]).any()
+    assert (np.asarray(targets[1, ..., 21]) == 1).all()
+    assert (np.asarray(weights[1]) == 1).all()
+    # Hands, labelled or not, are what they are without a word about hands.
+    for found, without in zip(
+        (targets, weights), jitted_render(keypoints, visible, **sizes), strict=True
+    ):
+        np.testing.assert_array_equal(found[::2], without[::2])
+    assert not np.asarray(weights[2]).any()
+
+
 def test_the_place_of_a_keypoint_that_is_not_annotated_shows_in_no_counted_map():
     rng = np.random.default_rng(0)
     keypoints = rng.uniform(0, 64, (2, 21, 2)).astype(np.float32)

@@ -25,6 +25,10 @@ class _Fitted:
     def apply(confidence):
         return confidence.astype(np.float64), np.where(np.isnan(confidence), np.nan, 3.0)
 
+    @staticmethod
+    def apply_presence(confidence):
+        return np.float64(confidence.mean())
+
 
 def network(images):
     """Answers keypoint i with column i of the middle row of the crop, and what is red there."""
@@ -144,6 +148,9 @@ def test_a_calibration_is_in_pixels_of_the_picture(picture):
     assert [row['name'] for row in rows] == list(hand.KEYPOINT_NAMES)
     assert rows[4]['std_px'] is None
     assert rows[3]['std_px'] == round(3 * 40 / 224, 2)
+    assert found.presence == pytest.approx(found.confidence.mean())
+    plain = predictor.Predictor(Runtime(network, SIZE), crop_scale=2.0, step=7)
+    assert plain(picture).presence is None
 
 
 @pytest.mark.usefixtures('unchecked')

@@ -55,6 +55,7 @@ class MakeExample:
             # Only a box that was made of the keypoints can be a line, and is made again.
             box=None if is_flat else record.box,
             size=size,
+            no_hand=record.no_hand,
         )
 
 

@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--textures', help='folder of textures for the rigs')
     parser.add_argument('--backgrounds', help='folder of photographs to put behind the hands')
     parser.add_argument('--poses', help='JSON file of captured WebXR hand poses')
+    parser.add_argument(
+        '--without_hand', type=float, default=0.0, help='part of the pictures that show no hand'
+    )
     parser.add_argument('--workers', type=int, help='processes; default: one for each core')
     parser.add_argument('--rhd', help='write this folder in the layout of RHD instead')
 
@@ -34,12 +37,15 @@ def scene_options(arguments: argparse.Namespace) -> SceneOptions:
         backgrounds='photos' if arguments.backgrounds else 'procedural',
         photos=arguments.backgrounds,
         poses=arguments.poses,
+        without_hand=arguments.without_hand,
     )
 
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Renders, or goes on rendering, the data set."""
     options = scene_options(arguments)
+    if arguments.rhd and arguments.without_hand:
+        raise ValueError('--without_hand: the layout of RHD has no pictures without a hand')
     if arguments.rhd:
         from prepare import HERE, load_builder
 

@@ -50,6 +50,9 @@ class FolderSource:
         source      the group the record is balanced by
         width, height   of the image; checked when the image is read
         id          unique name of the record; default made from `file`
+        no_hand     true where the image, or the box of it, shows no hand. Such a record has no
+                    keypoints and no handedness; `box` is the region to cut, taken as it is, and
+                    required if there is no width and height, of which it is the default
 
     Other keys are ignored, and null counts as absent. Where `visible` is false, the keypoint may be
     null or NaN. Every record is checked here, whatever its split; images are only looked for, and
@@ -172,7 +175,8 @@ class FolderSource:
 
         Returns:
             A sample; `box` is the square of crop_scale times the longest side of the tight (or
-            given) box, `norm_size` that longest side, in image pixels.
+            given) box, `norm_size` that longest side, in image pixels. Without a hand the square
+            is that around the region.
 
         Raises:
             ValueError: if the image cannot be decoded or has another size than annotated.
@@ -187,22 +191,27 @@ class FolderSource:
         except ValueError as error:
             raise ValueError(f'{self._path}: {record.label}: {error}') from error
         self._check_size(record, *image.shape[:2])
-        return {
+        scale = 1.0 if record.no_hand else self._crop_scale
+        sample: Sample = {
             'image': image,
             'keypoints': record.keypoints.copy(),
             'visible': record.visible.copy(),
-            'box': geometry.square_box(record.box, self._crop_scale).astype(np.float32),
+            'box': geometry.square_box(record.box, scale).astype(np.float32),
             'is_left': record.is_left,
             'norm_size': geometry.longest_side(record.box),
             'image_id': record.image_id,
         }
+        if record.no_hand:
+            sample['no_hand'] = True
+        return sample
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
     """One record of FolderSource, checked: the fields of the JSON file, absent ones filled in.
 
-    `number` counts the file's records from 0; `box` is in image pixels, not yet a square.
+    `number` counts the file's records from 0; `box` is in image pixels, not yet a square. Without a
+    hand, keypoints are zero and nothing is visible.
     """
 
     number: int
@@ -216,6 +225,7 @@ class Record:
     height: int | None
     split: str
     group: str
+    no_hand: bool = False
 
     @property
     def label(self) -> str:
@@ -311,7 +321,7 @@ def _with_slashes(value: Any, root: Path) -> Any:
 
 
 def _is_empty(value: Any) -> bool:
-    if not isinstance(value, dict) or value.get('file') is None:
+    if not isinstance(value, dict) or value.get('file') is None or value.get('no_hand'):
         return False
     visible: Any = value.get('visible')
     none_seen = isinstance(visible, list) and len(visible) == hand.NUM_KEYPOINTS
@@ -336,6 +346,9 @@ def _check_sense(records: Sequence[Record], path: Path) -> None:
     Raises:
         ValueError: for fractions instead of pixels, and for keypoints of another picture.
     """
+    records = [record for record in records if not record.no_hand]
+    if not records:
+        return
     largest = np.array([np.abs(r.keypoints[r.visible]).max() for r in records])
     fractions = largest <= _FRACTION
     if fractions.mean() >= _NEARLY_ALL:
@@ -379,14 +392,15 @@ def _parse_record(
 ) -> tuple[Record | None, list[str]]:
     if not isinstance(value, dict):
         return None, [f'expected an object, got {_show(value)}']
+    value, contradictions = _without_hand(value)
     fields: dict[str, Any] = {}
-    problems: list[str] = []
+    problems: list[str] = contradictions
     for name, parse in _FIELDS.items():
         if name == 'keypoints':
             value = {**value, name: _without_unseen(value.get(name), fields.get('visible'))}
         if value.get(name) is None:
             fields[name] = None
-            if name in _REQUIRED:
+            if name in _REQUIRED and not (name == 'keypoints' and fields.get('no_hand')):
                 problems.append(f'field {name!r}: required, but missing')
             continue
         try:
@@ -396,11 +410,21 @@ def _parse_record(
     if problems:
         return None, problems
 
-    visible = fields['visible']
-    if visible is None:
+    visible, keypoints, no_hand = fields['visible'], fields['keypoints'], bool(fields['no_hand'])
+    if no_hand:
+        keypoints = np.zeros((hand.NUM_KEYPOINTS, 2))
+        visible = np.zeros(hand.NUM_KEYPOINTS, bool)
+    elif visible is None:
         visible = np.ones(hand.NUM_KEYPOINTS, bool)
     box = fields['box']
-    if box is None:
+    if box is None and no_hand:
+        if None in (fields['width'], fields['height']):
+            return None, [
+                "field 'box': expected the region that shows no hand, or the image's 'width' and "
+                "'height', which say that all of it does, got neither"
+            ]
+        box = geometry.whole_image_box(fields['height'], fields['width'])
+    elif box is None:
         box = geometry.keypoint_box(fields['keypoints'], visible)
         if not geometry.longest_side(box) > 0:
             return None, [
@@ -412,7 +436,7 @@ def _parse_record(
         number=number,
         file=fields['file'],
         image_id=fields['id'] or default_id,
-        keypoints=fields['keypoints'].astype(np.float32),
+        keypoints=keypoints.astype(np.float32),
         visible=visible,
         box=box,
         is_left=fields['handedness'] == 'left',
@@ -420,8 +444,29 @@ def _parse_record(
         height=fields['height'],
         split=fields['split'] or '',
         group=fields['source'] or '',
+        no_hand=no_hand,
     )
     return record, []
+
+
+def _without_hand(value: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A record that says no_hand, without what says nothing; and what contradicts it."""
+    if value.get('no_hand') is not True:
+        return value, []
+    keypoints, visible = value.get('keypoints'), value.get('visible')
+    said = {
+        'keypoints': bool(keypoints),
+        'visible': any(visible) if isinstance(visible, list) else visible is not None,
+        'handedness': value.get('handedness') is not None,
+    }
+    problems = []
+    if any(said.values()):
+        names = ' and '.join(name for name, is_said in said.items() if is_said)
+        problems.append(
+            f"field 'no_hand': it is true, but the record has {names} of a hand; remove the one or "
+            'the other'
+        )
+    return {**value, **dict.fromkeys(said)}, problems
 
 
 def _without_unseen(keypoints: Any, visible: Any) -> Any:
@@ -555,6 +600,12 @@ def _box(value: Any) -> Float[np.ndarray, '4']:
     return box
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f'expected true or false, got {_show(value)}')
+    return value
+
+
 def _side(value: Any) -> int:
     if not (_is_number(value) and 0 < value <= _MAX_COORDINATE and value == int(value)):
         raise ValueError(f'expected a positive whole number of pixels, got {_show(value)}')
@@ -565,6 +616,7 @@ _REQUIRED = ('file', 'keypoints')
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {
     'file': _file,
+    'no_hand': _flag,
     'visible': _visible,
     'keypoints': _keypoints,
     'handedness': _handedness,

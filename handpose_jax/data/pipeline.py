@@ -137,6 +137,7 @@ class _EvalExample:
             'valid': np.bool_(False),
             'index': np.int32(-1),
             'hidden': np.zeros(hand.NUM_KEYPOINTS, bool),
+            'has_hand': np.bool_(True),
         }
 
 

@@ -69,7 +69,7 @@ def features(with_3d: bool) -> Any:
         # Bytes as they are in the file: TFDS's own image feature needs TensorFlow.
         'image': tfds.features.Tensor(shape=(), dtype=np.object_),
         'keypoints': tfds.features.Tensor(shape=(hand.NUM_KEYPOINTS, 2), dtype=np.float32),
-        # Its place is known; it counts in training.
+        # Its place is known; it counts in training. None is: the picture shows no hand.
         'annotated': tfds.features.Tensor(shape=(hand.NUM_KEYPOINTS,), dtype=np.bool_),
         # Not hidden by anything, as far as the source tells; else the same as annotated.
         'visible': tfds.features.Tensor(shape=(hand.NUM_KEYPOINTS,), dtype=np.bool_),
@@ -351,7 +351,8 @@ class PreparedSource:
         split: one of its splits, or several joined by '+'.
         crop: what is cut out: 'box', the square around the record's box; or 'image', the whole
             image, whose longest side is then norm_size too.
-        crop_scale: for 'box': side of the square over the longest side of the record's box.
+        crop_scale: for 'box': side of the square over the longest side of the record's box; the
+            region of a picture without a hand is cut as it is.
         hidden: whether keypoints that are annotated but hidden from view count too.
         max_megapixels: see images.decode_image.
 
@@ -430,13 +431,14 @@ class PreparedSource:
             max_megapixels=self._max_megapixels,
             thorough=False,
         )
+        no_hand = not record['annotated'].any()
         if self._crop == 'image':
             box = geometry.square_box(geometry.whole_image_box(*image.shape[:2]))
             norm_size = float(max(image.shape[:2]))
         else:
-            box = geometry.square_box(record['box'], self._crop_scale)
+            box = geometry.square_box(record['box'], 1.0 if no_hand else self._crop_scale)
             norm_size = float(record['norm_size'])
-        return {
+        sample: Sample = {
             'image': image,
             'keypoints': record['keypoints'],
             'visible': record[self._counted],
@@ -446,3 +448,6 @@ class PreparedSource:
             'image_id': record['image_id'].decode(),
             'hidden': record['annotated'] & ~record['visible'],
         }
+        if no_hand:
+            sample['no_hand'] = True
+        return sample

@@ -59,6 +59,7 @@ def preview(
     maps, _ = heatmaps.render(
         jnp.asarray(changed['keypoints'][None]),
         jnp.asarray(changed['visible'][None]),
+        jnp.asarray(changed['has_hand'][None]),
         height=size // _STRIDE,
         width=size // _STRIDE,
         stride=_STRIDE,

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from handpose_jax import geometry
+from handpose_jax.config import CROP_SCALE
 from handpose_jax.data import prepared
 from handpose_jax.synthetic.generate import generate
 from handpose_jax.synthetic.render import mitsuba_renderer
@@ -44,14 +45,17 @@ class MakeExample:
         rendered = generate(self.options, self.seed, self.first + index)
         encoded = cv2.imencode('.jpg', rendered.image[..., ::-1], _JPEG)[1]
         everything = np.ones(len(rendered.keypoints), bool)
-        tight = geometry.keypoint_box(rendered.keypoints, everything)
+        box = geometry.keypoint_box(rendered.keypoints, everything)
+        if not rendered.has_hand:
+            # The crop that the hand would have, so that it says nothing.
+            box = geometry.square_box(box, CROP_SCALE)
         return {
             'image': encoded.tobytes(),
-            'keypoints': rendered.keypoints,
-            'annotated': everything,
+            'keypoints': rendered.keypoints * rendered.has_hand,
+            'annotated': everything & rendered.has_hand,
             'visible': rendered.visible,
-            'box': tight.astype(np.float32),
-            'norm_size': np.float32(geometry.longest_side(tight)),
+            'box': box.astype(np.float32),
+            'norm_size': np.float32(geometry.longest_side(box)),
             'is_left': rendered.is_left,
             'image_id': f'{self.seed}/{self.first + index}',
             'keypoints_3d': rendered.keypoints_3d,
@@ -65,6 +69,9 @@ def settings(options: SceneOptions, *, count: int, seed: int) -> dict[str, Any]:
     for name in ('textures', 'photos', 'poses'):
         values[name] = values[name] and Path(values[name]).name
     values['rigs'] = [Path(rig).name for rig in options.rigs]
+    if not options.without_hand:
+        # Data sets from before there was the option are the same.
+        del values['without_hand']
     return {'version': VERSION, 'count': count, 'seed': seed, 'options': values}
 
 

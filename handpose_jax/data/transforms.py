@@ -180,7 +180,7 @@ def crop_example(
     Returns:
         image u8[size size 3]; keypoints f32[21 2], crop pixels; visible bool[21]; norm_size f32;
         image_from_crop f32[2 3]; valid, True; index i32; hidden bool[21], False where the sample
-        does not tell.
+        does not tell; has_hand, True but where the sample says no_hand.
     """
     scale, rotation, shift = 1.0, 0.0, np.zeros(2)
     if augmentation is not None:
@@ -209,6 +209,7 @@ def crop_example(
         'valid': np.bool_(True),
         'index': np.int32(index),
         'hidden': np.asarray(sample.get('hidden', np.zeros(NUM_KEYPOINTS)), bool),
+        'has_hand': np.bool_(not sample.get('no_hand', False)),
     }
 
 

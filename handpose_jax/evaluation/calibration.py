@@ -5,6 +5,7 @@ confidence says about a keypoint's error, and writes it to W/calibration.json:
 
     probability_correct   P(error at most 0.2 of the longest side of the hand's tight keypoint box)
     std_px_224            the error's standard deviation along x and along y, pixels of a 224 crop
+    presence              P(there is a hand), where the evaluation had pictures without one
 
 **What the standard deviation means.** Errors have a narrow core and a few far outliers (another
 finger, the other end of the hand), for which no single Gaussian fits. It describes the core: a
@@ -12,6 +13,10 @@ two-dimensional Gaussian of this deviation has the median error that keypoints o
 have, so half of them lie within 1.18 of it, whatever the outliers. How much of the discs of one and
 two deviations is really covered is reported beside what a Gaussian would cover (39% and 86%).
 `probability_correct` tells how likely an outlier is.
+
+**What presence means.** It follows from PRESENCE_SCORE, one number of the 21 confidences, and takes
+a picture to show a hand as often as not: how many pictures of each kind an evaluation happened to
+have does not matter.
 
 Hands are split by a hash of their image's name: about two thirds fit, the others measure, so that
 the numbers in the report are of exactly what was written, on hands it has not seen. Both curves are
@@ -46,11 +51,26 @@ CORRECT_WITHIN = 0.2
 """An error up to this part of the box's longest side, PCK's usual threshold, is correct."""
 
 _MEDIAN_RADIUS = float(np.sqrt(2 * np.log(2)))
-_FORMAT = 2
+PRESENCE_SCORE = 'highest'
+"""The one of PRESENCE_SCORES that presence is made of; benchmarks/presence.py compares them."""
+
+PRESENCE_SCORES: dict[str, Callable[[Any], Any]] = {
+    'mean': lambda confidence: np.mean(confidence, axis=-1),
+    'median': lambda confidence: np.median(confidence, axis=-1),
+    'lower quartile': lambda confidence: np.quantile(confidence, 0.25, axis=-1),
+    'upper quartile': lambda confidence: np.quantile(confidence, 0.75, axis=-1),
+    'lowest': lambda confidence: np.min(confidence, axis=-1),
+    'highest': lambda confidence: np.max(confidence, axis=-1),
+}
+"""From f[.. 21] confidences to f[..], more where a hand is likelier."""
+
+_FORMAT = 3
 _GRID = np.linspace(0, 1, 201)
 _FIT_SHARE = 2 / 3
 _LEAST_KEYPOINTS = 200
 _BIN_KEYPOINTS = 100
+_LEAST_PICTURES = 20
+_BIN_PICTURES = 20
 _MOST_BINS = 30
 _REPORT_BINS = 10
 _ECE_BINS = 15
@@ -74,11 +94,14 @@ class Calibration:
         probability: that the error is at most CORRECT_WITHIN; never falls with the confidence.
         std: of the error along x and along y, px of a 224 crop; never rises with it.
         report: JSON values: what it was fitted on, and how it held out.
+        presence: that there is a hand, by PRESENCE_SCORE of its confidences; never falls with that.
+            None where there were too few pictures without a hand to fit it on.
     """
 
     probability: Float[np.ndarray, '201']
     std: Float[np.ndarray, '201']
     report: dict[str, Any]
+    presence: Float[np.ndarray, '201'] | None = None
 
     @property
     def step(self) -> int | None:
@@ -101,6 +124,22 @@ class Calibration:
             np.interp(confidence, _GRID, self.probability),
             np.interp(confidence, _GRID, self.std),
         )
+
+    def apply_presence(
+        self, confidence: Float[np.ndarray, '*n 21']
+    ) -> Float[np.ndarray, '*n'] | None:
+        """How likely there is a hand.
+
+        Args:
+            confidence: of the 21 keypoints of each picture; NaN gives NaN.
+
+        Returns:
+            Probabilities; None without a table for them.
+        """
+        if self.presence is None:
+            return None
+        score = PRESENCE_SCORES[PRESENCE_SCORE](np.asarray(confidence, np.float64))
+        return np.asarray(np.interp(score, _GRID, self.presence))
 
 
 def fit(record: EvaluationRecord) -> Calibration:
@@ -137,6 +176,7 @@ def fit(record: EvaluationRecord) -> Calibration:
         ),
         {},
     )
+    presence, presence_report = _fit_presence(record)
     report = {
         'fitted_on': {
             'sha256': fingerprint(record),
@@ -145,8 +185,68 @@ def fit(record: EvaluationRecord) -> Calibration:
             **{name: record.meta.get(name) for name in ('protocol', 'split', 'step')},
         },
         'held_out': _measure(calibration, seen, unseen),
+        'presence': presence_report,
     }
-    return dataclasses.replace(calibration, report=report)
+    return dataclasses.replace(calibration, presence=presence, report=report)
+
+
+def _fit_presence(
+    record: EvaluationRecord,
+) -> tuple[Float[np.ndarray, '201'] | None, dict[str, Any] | None]:
+    """The table of presence and how it held out; None for either where there is too little."""
+    usable = np.isfinite(record.errors.confidence).all(axis=1)
+    score = PRESENCE_SCORES[PRESENCE_SCORE](record.errors.confidence[usable])
+    has_hand = record.errors.has_hand[usable]
+    fitting = _shares(record.image_id[usable]) < _FIT_SHARE
+    parts = {
+        name: int((chosen & kind).sum())
+        for name, chosen, kind in (
+            ('hands', fitting, has_hand),
+            ('without', fitting, ~has_hand),
+            ('held_out_hands', ~fitting, has_hand),
+            ('held_out_without', ~fitting, ~has_hand),
+        )
+    }
+    if min(parts.values()) < _LEAST_PICTURES:
+        return None, None
+    # Weighed as if there were as many pictures of either kind.
+    half = fitting.sum() / 2
+    weight, weight_without = half / parts['hands'], half / parts['without']
+
+    def share(part: Bool[np.ndarray, 'k']) -> float:
+        hands, without = weight * part.sum(), weight_without * (~part).sum()
+        return float((hands + 0.5) / (hands + without + 1))
+
+    table = _isotonic(
+        score[fitting], has_hand[fitting], share, increasing=True, per_bin=_BIN_PICTURES
+    )
+    claimed, shown = np.interp(score[~fitting], _GRID, table), has_hand[~fitting]
+    return table, {
+        'score': PRESENCE_SCORE,
+        **parts,
+        'auroc': auroc(score[~fitting][shown], score[~fitting][~shown]),
+        'brier': float(((1 - claimed[shown]) ** 2).mean() + (claimed[~shown] ** 2).mean()) / 2,
+    }
+
+
+def auroc(positive: Float[np.ndarray, 'p'], negative: Float[np.ndarray, 'n']) -> float:
+    """Area under the ROC curve: how often a positive's score is above a negative's, ties half.
+
+    Args:
+        positive: scores of what is to have high ones.
+        negative: scores of the rest.
+
+    Raises:
+        ValueError: if either is empty.
+    """
+    if not (len(positive) and len(negative)):
+        raise ValueError(
+            f'auroc: expected scores of both kinds, got {len(positive)} and {len(negative)}'
+        )
+    ranked = np.sort(negative)
+    below = np.searchsorted(ranked, positive, side='left')
+    not_above = np.searchsorted(ranked, positive, side='right')
+    return float((below + not_above).mean() / (2 * len(negative)))
 
 
 def fingerprint(record: EvaluationRecord) -> str:
@@ -161,6 +261,8 @@ def fingerprint(record: EvaluationRecord) -> str:
         'truth_image': errors.truth_image,
         'image_id': record.image_id,
     }
+    if not errors.has_hand.all():
+        columns['has_hand'] = errors.has_hand
     for name, column in columns.items():
         values = np.ascontiguousarray(column)
         digest.update(f'{name} {values.dtype.str} {values.shape}\n'.encode())
@@ -178,6 +280,9 @@ def save(workdir: str | os.PathLike[str], calibration: Calibration) -> None:
         'format': _FORMAT,
         'probability': np.round(calibration.probability, 6).tolist(),
         'std': np.round(calibration.std, 6).tolist(),
+        'presence': (
+            None if calibration.presence is None else np.round(calibration.presence, 6).tolist()
+        ),
         'report': calibration.report,
     }
     path = storage.folder(workdir) / CALIBRATION_FILE
@@ -214,10 +319,12 @@ def load(workdir: str | os.PathLike[str]) -> Calibration | None:
             f'{path}: its content does not agree with its checksum, so it is damaged or was '
             f'changed by hand; {again}'
         )
+    presence = content['presence']
     return Calibration(
         np.asarray(content['probability'], np.float64),
         np.asarray(content['std'], np.float64),
         content['report'],
+        None if presence is None else np.asarray(presence, np.float64),
     )
 
 
@@ -276,6 +383,17 @@ def describe(report: dict[str, Any]) -> str:
             f'{row["probability"]:.3f} | {row["correct"]:.3f} | {row["std"]:.2f} | '
             f'{row["one_sigma"]:.3f} | {row["two_sigma"]:.3f} |'
         )
+    presence = report['presence']
+    if presence is None:
+        lines += ['', 'Nothing is said about presence: there were too few pictures without a hand.']
+    else:
+        lines += [
+            '',
+            f'P(there is a hand) by the {presence["score"]} of the confidences, fitted on '
+            f'{presence["hands"]} hands and {presence["without"]} pictures without; on '
+            f'{presence["held_out_hands"]} and {presence["held_out_without"]} others: AUROC '
+            f'{presence["auroc"]:.4f}, Brier score {presence["brier"]:.4f}.',
+        ]
     return '\n'.join(lines)
 
 
@@ -300,8 +418,7 @@ def _observations(record: EvaluationRecord) -> _Observations:
     # A single annotated keypoint has no box, so whether it is correct cannot be said.
     usable = record.errors.valid & np.isfinite(side)[:, None]
     usable &= np.isfinite(record.errors.confidence)
-    names = [hashlib.sha256(str(name).encode()).digest() for name in record.image_id]
-    share = np.array([int.from_bytes(name[:8], 'big') / 2**64 for name in names])
+    share = _shares(record.image_id)
     row, _ = np.nonzero(usable)
     return _Observations(
         confidence=record.errors.confidence[usable],
@@ -313,18 +430,24 @@ def _observations(record: EvaluationRecord) -> _Observations:
     )
 
 
+def _shares(image_id: Any) -> Float[np.ndarray, 'n']:
+    names = [hashlib.sha256(str(name).encode()).digest() for name in image_id]
+    return np.array([int.from_bytes(name[:8], 'big') / 2**64 for name in names], np.float64)
+
+
 def _isotonic(
     confidence: Float[np.ndarray, 'm'],
     outcome: Any,
     statistic: Callable[[Any], float],
     *,
     increasing: bool,
+    per_bin: int = _BIN_KEYPOINTS,
 ) -> Float[np.ndarray, '201']:
     """The statistic of bins of equal count, made monotone, with lines between the bins' centres."""
     # Imported here: whoever only applies a calibration needs no SciPy.
     from scipy import optimize
 
-    count = int(np.clip(len(confidence) // _BIN_KEYPOINTS, 1, _MOST_BINS))
+    count = int(np.clip(len(confidence) // per_bin, 1, _MOST_BINS))
     edges = np.unique(np.quantile(confidence, np.linspace(0, 1, count + 1)[1:-1]))
     # Equal confidences stay together; many may be exactly 1.
     which = np.searchsorted(edges, confidence, side='right')

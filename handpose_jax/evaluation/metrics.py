@@ -61,6 +61,7 @@ class KeypointErrors:
         predicted_image: (x, y), px of the photograph; may be not finite.
         truth_image: (x, y), px of the photograph; 0 where not valid.
         is_left: whether the hand was mirrored for the network.
+        has_hand: False for a picture without a hand, of which no keypoint is valid.
     """
 
     error_crop: Float[np.ndarray, 'n 21']
@@ -73,6 +74,7 @@ class KeypointErrors:
     predicted_image: Float[np.ndarray, 'n 21 2']
     truth_image: Float[np.ndarray, 'n 21 2']
     is_left: Bool[np.ndarray, 'n']
+    has_hand: Bool[np.ndarray, 'n']
 
     @classmethod
     def from_batch(
@@ -131,6 +133,7 @@ class KeypointErrors:
             predicted_image=np.where(finite[:, :, None], predicted_image, np.nan),
             truth_image=_where(counted, truth_image),
             is_left=np.linalg.det(image_from_crop[:, :, :2]) < 0,
+            has_hand=np.asarray(batch['has_hand'], bool)[rows],
         )
 
     @classmethod
@@ -148,6 +151,7 @@ class KeypointErrors:
             predicted_image=np.zeros((0, hand.NUM_KEYPOINTS, 2)),
             truth_image=np.zeros((0, hand.NUM_KEYPOINTS, 2)),
             is_left=np.zeros(0, bool),
+            has_hand=np.zeros(0, bool),
         )
 
     @staticmethod
@@ -170,6 +174,14 @@ class KeypointErrors:
         order = np.lexsort((*np.hstack(values).T, columns['index']))
         return KeypointErrors(**{name: column[order] for name, column in columns.items()})
 
+    def take(self, rows: Any) -> 'KeypointErrors':
+        """Some hands, or all in another order: `rows` indexes them as it would an array."""
+        columns = {
+            field.name: getattr(self, field.name)[rows]
+            for field in dataclasses.fields(KeypointErrors)
+        }
+        return KeypointErrors(**columns)
+
     def select(self, keypoints: Sequence[int]) -> 'KeypointErrors':
         """The same hands with only the given keypoints counted."""
         chosen = np.zeros(hand.NUM_KEYPOINTS, bool)
@@ -179,7 +191,7 @@ class KeypointErrors:
     @property
     def num_hands(self) -> int:
         """Number of hands, those without a counted keypoint included."""
-        return len(self.index)
+        return int(self.has_hand.sum())
 
     @property
     def num_valid(self) -> int:
@@ -309,7 +321,7 @@ class Measured:
         self.errors = errors.under(protocol)
         # By all that are annotated: a hidden fingertip is still a part of the hand.
         self.size = errors.size_of(protocol.relative_to) if size is None else size
-        self.unit = np.ones(errors.num_hands) if protocol.normaliser == 'pixel' else self.size
+        self.unit = np.ones(len(errors.index)) if protocol.normaliser == 'pixel' else self.size
         self.by_keypoint = protocol.rule == 'mmpose'
 
     @functools.cached_property
@@ -511,7 +523,7 @@ class EvaluationRecord:
     """All that an evaluation measured, for reports and calibration to be made of it later.
 
     Attributes:
-        errors: of every hand, in the order of their source.
+        errors: of every record, in the order of their source.
         image_id: names the records, str[n].
         meta: JSON values: 'protocol', 'split', 'step', 'size' (of the network's input, px).
     """
@@ -519,6 +531,11 @@ class EvaluationRecord:
     errors: KeypointErrors
     image_id: np.ndarray
     meta: dict[str, Any]
+
+    def of_hands(self) -> 'EvaluationRecord':
+        """The same without the pictures that show no hand."""
+        rows = self.errors.has_hand
+        return EvaluationRecord(self.errors.take(rows), self.image_id[rows], self.meta)
 
 
 def write_evaluation(path: str | os.PathLike[str], record: EvaluationRecord) -> None:
@@ -574,7 +591,11 @@ def read_evaluation(path: str | os.PathLike[str]) -> EvaluationRecord:
             columns = {
                 field.name: stored[names.get(field.name, field.name)]
                 for field in dataclasses.fields(KeypointErrors)
+                if field.name != 'has_hand'
             }
+            # Files from before there were pictures without hands do not have it.
+            everywhere = np.ones(len(columns['index']), bool)
+            columns['has_hand'] = stored['has_hand'] if 'has_hand' in stored.files else everywhere
             return EvaluationRecord(
                 KeypointErrors(**columns), stored['image_id'], json.loads(str(stored['meta']))
             )

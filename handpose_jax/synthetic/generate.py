@@ -24,6 +24,8 @@ class RenderedHand(NamedTuple):
         mask: u8[s s], labels.HAND (down to the wrist, with a glove or ring), labels.FOREARM (with
             its sleeve), else 0; of the rendered pixel that is nearest to each pixel's centre.
         camera: f64[3 3] intrinsic matrix; keypoints = camera @ keypoints_3d, divided by depth.
+        has_hand: False if there is no hand: nothing is visible, and the keypoints tell where one
+            would be.
     """
 
     image: UInt8[np.ndarray, 's s 3']
@@ -33,6 +35,7 @@ class RenderedHand(NamedTuple):
     is_left: bool
     mask: UInt8[np.ndarray, 's s']
     camera: Float[np.ndarray, '3 3']
+    has_hand: bool = True
 
 
 def generate(options: SceneOptions, seed: int, index: int) -> RenderedHand:
@@ -63,6 +66,7 @@ def generate(options: SceneOptions, seed: int, index: int) -> RenderedHand:
         is_left=staged.is_left,
         mask=labels.mask(buffers, staged, options.size),
         camera=staged.camera,
+        has_hand=staged.has_hand,
     )
 
 

@@ -1,7 +1,11 @@
 """Losses between predicted and target heatmaps, masked keypoint by keypoint (jnp)."""
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from handpose_jax.heatmaps import SIGMA
 
 
 def squared_error_loss(
@@ -35,6 +39,14 @@ def squared_error_loss(
 IOU_SMOOTHING = 1e-6
 """Added to intersection and union, so that two empty maps agree. Source: the tutorial's code."""
 
+EMPTY_SMOOTHING = math.pi * SIGMA**2 / 224**2
+"""The same where the target is empty, as a share of the map's pixels: sum(y^2) of one peak.
+
+Nothing can overlap an empty target, and with the tutorial's number the loss would be 1 and flat for
+whatever is seen there. With this one a whole peak where there is none costs one half, and its slope
+is about that of a peak that is missing. Our choice (confidence C).
+"""
+
 
 def iou_loss(
     heatmaps: Float[Array, 'b h w c'],
@@ -44,6 +56,7 @@ def iou_loss(
     """The tutorial's loss: one minus the mean overlap of predicted and true map.
 
     The overlap of maps p and y is I / U with I = sum(y p) and U = sum(y^2) + sum(p^2) - sum(y p).
+    Both get IOU_SMOOTHING more; those of an empty target EMPTY_SMOOTHING times the map's pixels.
 
     Args:
         heatmaps: predicted, meant for maps of 0..1.
@@ -65,7 +78,10 @@ def iou_loss(
     predicted, wanted = jnp.where(counted, heatmaps, 0), jnp.where(counted, targets, 0)
     common = (wanted * predicted).sum(axis=(1, 2))
     union = (wanted**2).sum(axis=(1, 2)) + (predicted**2).sum(axis=(1, 2)) - common
-    overlap = (common + IOU_SMOOTHING) / (union + IOU_SMOOTHING)
+    is_empty = (wanted == 0).all(axis=(1, 2))
+    pixels = heatmaps.shape[1] * heatmaps.shape[2]
+    smoothing = jnp.where(is_empty, EMPTY_SMOOTHING * pixels, IOU_SMOOTHING)
+    overlap = (common + smoothing) / (union + smoothing)
     return ((1 - overlap) * weights).sum() / jnp.maximum(weights.sum(), 1e-12)
 
 

@@ -1,12 +1,16 @@
-"""What benchmarks/decoding.py and benchmarks/robustness.py measure, on cases worked out by hand."""
+"""What decoding.py, presence.py and robustness.py measure, on cases worked out by hand."""
+
+import json
 
 import decoding
 import jax.numpy as jnp
 import numpy as np
+import presence
 import pytest
 import robustness
+from PIL import Image
 
-from handpose_jax.data.transforms import crop_example
+from handpose_jax.data.transforms import PADDING, crop_example
 from handpose_jax.evaluation import metrics, protocols
 
 
@@ -32,6 +36,7 @@ def make_errors(offsets, confidence=0.5):
         'valid': np.ones(n, bool),
         'index': np.arange(n),
         'hidden': np.zeros((n, 21), bool),
+        'has_hand': np.ones(n, bool),
     }
     return metrics.KeypointErrors.from_batch(
         truth.astype(np.float64) + offsets, np.full((n, 21), confidence), batch, 224
@@ -148,3 +153,50 @@ def test_a_hand_is_corrupted_alike_whichever_others_are_measured():
     np.testing.assert_array_equal(picture(), picture())
     for change in ({'seed': 1}, {'index': 6}, {'severity': 3}, {'name': 'blur'}):
         assert (picture(**change) != picture()).any()
+
+
+def red_square():
+    """A sample whose hand is red, 40 px in the middle of a blue picture of 120 px."""
+    image = np.zeros((120, 120, 3), np.uint8)
+    image[..., 2] = 200
+    image[40:80, 40:80] = (255, 0, 0)
+    steps = np.linspace(40, 79, 21, dtype=np.float32)
+    return {
+        'image': image,
+        # From all over the square, and so is either half of them.
+        'keypoints': np.stack([steps, steps[np.arange(21) * 8 % 21]], axis=1),
+        'visible': np.ones(21, bool),
+        'box': np.float32([20, 20, 100, 100]),
+        'is_left': False,
+    }
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('kind', presence.KINDS)
+def test_presence_cuts_off_and_covers_half_of_a_hand(kind, seed):
+    crop = presence.hand_crop(red_square(), kind, np.random.default_rng(seed), 80)
+    red = (crop[..., 0] > 200) & (crop[..., 1] < 50) & (crop[..., 2] < 50)
+    if kind == 'cut off':
+        # Half of the hand, twice as long as wide, at the scale that a hand has in its crop.
+        assert red.any(axis=0).sum() + red.any(axis=1).sum() == pytest.approx(60, abs=8)
+        assert (crop == PADDING).all(axis=2).mean() > 0.2
+    else:
+        expected = 1600 if kind == 'whole' else 800
+        assert red.sum() == pytest.approx(expected, rel=0.1)
+
+
+def test_presence_takes_records_without_a_hand_and_the_middle_of_photographs(tmp_path):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, 8:52] = 90
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    (crop,) = presence.crops_without(str(tmp_path), 0, 20, 2.2)
+    assert (crop[1:-1] == 90).all()
+    assert presence.spread(10, 4).tolist() == [0, 3, 6, 9]
+    assert presence.spread(3, 0).tolist() == [0, 1, 2]
+    record = {'file': 'a.png', 'no_hand': True, 'box': [10, 0, 49, 39], 'split': 'val'}
+    others = [{**record, 'split': 'train', 'id': 'b'}]
+    (tmp_path / 'annotations.json').write_text(json.dumps([record, *others]))
+    assert len(list(presence.crops_without(f'{tmp_path}:val', 0, 20, 2.2))) == 1
+    assert len(list(presence.crops_without(str(tmp_path), 0, 20, 2.2))) == 2
+    with pytest.raises(ValueError, match=r'annotations\.json or photographs, found neither'):
+        next(presence.crops_without(str(tmp_path / 'nowhere'), 0, 20, 2.2))

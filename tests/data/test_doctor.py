@@ -57,6 +57,7 @@ def make_records(keypoints, **changes):
         'annotated': np.ones((count, 21), bool),
         'visible': np.ones((count, 21), bool),
         'is_left': np.zeros(count, bool),
+        'no_hand': np.zeros(count, bool),
         'box': np.concatenate([low, high], axis=1),
         'size': np.full((count, 2), 1000),
         'contrast': np.full(count, 255),
@@ -379,6 +380,31 @@ def test_pictures_that_appear_twice_or_are_damaged(keypoints):
     assert {one for one in told if one[0] in about_pictures} == wanted
     (leak,) = (one for one in found if one.check == 'leak')
     assert 'train picture 3' in leak.seen
+
+
+def test_pictures_without_a_hand_are_counted_and_not_taken_for_bad_hands(keypoints):
+    first, rest = make_records(keypoints[:40]), keypoints[:40].copy()
+    no_hand = np.arange(40) % 4 == 0
+    rest[no_hand] = 0
+    box = first.box.copy()
+    box[no_hand] = [[10, 10, 90, 90 + number] for number in range(10)]
+    # Two regions of one photograph are no repetition; the same one is.
+    digest = list(first.digest)
+    digest[4] = digest[8] = digest[0]
+    box[8] = box[0]
+    known = ~np.repeat(no_hand[:, None], 21, axis=1)
+    changes = {'annotated': known, 'visible': known, 'box': box, 'digest': digest}
+    found = examine.examine(make_records(rest, no_hand=no_hand, **changes))
+    told = {(one.check, one.record) for one in found if one.severity != 'note'}
+    usual = examine.examine(make_records(keypoints[:40][~no_hand]))
+    hands = {one.check for one in usual if one.severity != 'note'}
+    assert {check for check, _ in told} - hands == {'repeated record'}
+    assert ('repeated record', 'hand 8') in told
+    assert [one.seen for one in found if one.check == 'no hand'] == [
+        '10 of 40 records say that their picture shows no hand'
+    ]
+    nothing = np.ones(40, bool)
+    examine.examine(make_records(0 * rest, annotated=~known & known, no_hand=nothing))
 
 
 def test_without_hashes_near_duplicates_are_said_to_be_unknown(keypoints):

@@ -95,6 +95,7 @@ def test_batches_have_the_documented_arrays():
         'valid': ('bool', (4,)),
         'index': ('int32', (4,)),
         'hidden': ('bool', (4, 21)),
+        'has_hand': ('bool', (4,)),
     }
     padded = evaluate(Squares('a' * 9))[-1]
     assert {k: (v.dtype.name, v.shape) for k, v in padded.items()} == found
@@ -249,6 +250,7 @@ def test_padding_is_harmless():
     assert not batch['image'][1:].any()
     assert not batch['visible'][1:].any()
     assert not batch['hidden'][1:].any()
+    assert batch['has_hand'].all()
     assert (batch['norm_size'][1:] == 1).all()
     assert (batch['index'][1:] == -1).all()
     assert np.isfinite(batch['keypoints']).all()

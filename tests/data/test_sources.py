@@ -116,6 +116,30 @@ def test_split_and_where(tmp_path):
         sources.FolderSource(root, split='train', where={'licence': 'GPL'})
 
 
+def test_a_picture_without_a_hand_is_a_region_and_nothing_else(tmp_path):
+    empty = {'file': 'b.png', 'no_hand': True, 'split': 'train', 'source': 'rooms'}
+    region = [10, 20, 40, 40]
+    records = [
+        record(no_hand=False),
+        empty | {'id': 'region', 'box': region, 'keypoints': None, 'visible': [False] * 21},
+        empty | {'id': 'whole', 'width': 80, 'height': 60, 'keypoints': []},
+    ]
+    source = sources.FolderSource(folder(tmp_path, records), crop_scale=3.0)
+    assert source.groups == ('', 'rooms', 'rooms')
+    hand, part, whole = (source[i] for i in range(3))
+    assert 'no_hand' not in hand
+    for sample, box, side in ((part, [10, 15, 40, 45], 30), (whole, [-0.5, -10.5, 79.5, 69.5], 80)):
+        assert sample['no_hand'] is True
+        assert not sample['keypoints'].any()
+        assert not sample['visible'].any()
+        assert not sample['is_left']
+        # The region is cut as it is, whatever lies around hands.
+        np.testing.assert_allclose(sample['box'], box)
+        assert sample['norm_size'] == side
+    # Alone they are a data set, too.
+    assert len(sources.FolderSource(folder(tmp_path, records[1:]))) == 2
+
+
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
@@ -157,6 +181,14 @@ def test_split_and_where(tmp_path):
         ({'file': 'C:\\a.png'}, r"'file': .*inside"),
         ({'file': 'a.png\0'}, r"'file': .*inside"),
         ({'file': ['a.png']}, r"'file': expected text"),
+        ({'no_hand': 1}, r"'no_hand': expected true or false, got 1"),
+        ({'no_hand': 'yes'}, r"'no_hand': expected true or false, got 'yes'"),
+        ({'no_hand': True}, r"'no_hand': it is true, but the record has keypoints of a hand"),
+        (
+            {'no_hand': True, 'keypoints': None, 'visible': [True] * 21, 'handedness': 'left'},
+            r"'no_hand': it is true, but the record has visible and handedness of a hand",
+        ),
+        ({'no_hand': True, 'keypoints': None}, r"'box': expected the region .*got neither"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path, fields, message):

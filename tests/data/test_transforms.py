@@ -121,6 +121,8 @@ def test_identity_crop_reproduces_the_image():
     hidden = np.arange(21) == 9
     example = crop_example({**sample, 'hidden': hidden}, size=64)
     np.testing.assert_array_equal(example['hidden'], hidden)
+    assert example['has_hand']
+    assert not crop_example({**sample, 'no_hand': True}, size=64)['has_hand']
 
 
 def test_dtypes_and_shapes():
@@ -137,6 +139,7 @@ def test_dtypes_and_shapes():
         'valid': ('bool', ()),
         'index': ('int32', ()),
         'hidden': ('bool', (21,)),
+        'has_hand': ('bool', ()),
     }
 
 

@@ -53,6 +53,16 @@ def test_keypoints_on_a_line_are_no_error(tmp_path):
     assert example['norm_size'] == 20
 
 
+def test_a_picture_without_a_hand_is_prepared_as_one(tmp_path):
+    none = {'file': 'b.png', 'no_hand': True, 'box': [10, 20, 50, 40], 'id': 'none'}
+    write_records(tmp_path / 'F', [record(), none])
+    builder.prepare(parse(builder, tmp_path / 'F', tmp_path / 'D'))
+    direct, read = FolderSource(tmp_path / 'F'), PreparedSource(tmp_path / 'D')
+    assert [one.get('no_hand') for one in (read[0], read[1])] == [None, True]
+    for name in ('image', 'keypoints', 'visible', 'box', 'norm_size', 'no_hand', 'is_left'):
+        np.testing.assert_array_equal(read[1][name], direct[1][name])
+
+
 @pytest.mark.parametrize('name', ['../x', 'Train', 'my split', 'a-b', '1'])
 def test_splits_that_cannot_be_part_of_a_file_name_are_refused(tmp_path, name):
     folder = write_records(tmp_path / 'f', [record(split=name)])

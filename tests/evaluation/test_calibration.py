@@ -1,5 +1,6 @@
 """Calibration against simulated hands whose errors' true distribution is known."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -44,9 +45,27 @@ def make_record(hands=600, seed=0, std=true_std, outliers=0.0):
         predicted_image=truth + offset * scale,
         truth_image=truth,
         is_left=np.zeros(hands, bool),
+        has_hand=np.ones(hands, bool),
     )
     meta = {'protocol': 'box', 'split': 'val', 'step': 40, 'size': 224}
     return metrics.EvaluationRecord(errors, np.array([f'photo {i}' for i in range(hands)]), meta)
+
+
+def with_empty_pictures(record, count=300, seed=1):
+    """The record, and as many pictures without a hand, whose confidences are lower."""
+    rng = np.random.default_rng(seed)
+    rows = np.arange(count) % len(record.image_id)
+    errors = record.errors.take(rows)
+    empty = dataclasses.replace(
+        errors,
+        valid=np.zeros((count, 21), bool),
+        confidence=0.6 * PEAK * rng.beta(2, 3, (count, 1)) * rng.uniform(0.6, 1, (count, 21)),
+        has_hand=np.zeros(count, bool),
+        index=len(record.image_id) + np.arange(count),
+    )
+    names = [*record.image_id, *(f'room {i}' for i in range(count))]
+    merged = metrics.KeypointErrors.merge(record.errors, empty)
+    return metrics.EvaluationRecord(merged, np.array(names), record.meta)
 
 
 def change(record, **columns):
@@ -182,10 +201,14 @@ def test_expected_calibration_error_by_hand():
     assert found == pytest.approx(0.25)
 
 
-def test_saving_and_loading_keeps_everything(tmp_path, fitted):
+def test_saving_and_loading_keeps_everything(tmp_path, fitted, record):
     assert calibration.load(tmp_path) is None
+    presence = calibration.fit(with_empty_pictures(record))
+    calibration.save(tmp_path, presence)
+    np.testing.assert_allclose(calibration.load(tmp_path).presence, presence.presence, atol=1e-6)
     calibration.save(tmp_path, fitted)
     found = calibration.load(tmp_path)
+    assert found.presence is None
     confidence = np.random.default_rng(0).uniform(0, 1, (4, 21))
     for loaded, original in zip(found.apply(confidence), fitted.apply(confidence), strict=True):
         np.testing.assert_allclose(loaded, original, atol=1e-6)
@@ -199,8 +222,8 @@ def test_saving_and_loading_keeps_everything(tmp_path, fitted):
     [
         (lambda text: text[: len(text) // 2], 'expected a calibration in JSON'),
         (lambda text: text.replace('0.5', '0.6', 1), 'does not agree with its checksum'),
-        (lambda text: text.replace('"format": 2', '"format": 1'), 'of format 2'),
-        (lambda text: '[1, 2]', 'of format 2'),
+        (lambda text: text.replace('"format": 3', '"format": 2'), 'of format 3'),
+        (lambda text: '[1, 2]', 'of format 3'),
         (lambda text: '', 'expected a calibration in JSON'),
     ],
 )
@@ -232,6 +255,75 @@ def test_the_command_reads_an_evaluation_and_prints_what_it_found(tmp_path, reco
     found = calibration.load(tmp_path)
     assert f'| {found.report["held_out"]["after"]["ece"]:.4f} |' in printed
     assert len([line for line in printed.splitlines() if ' .. ' in line]) == 10
+
+
+def test_pictures_without_a_hand_make_presence_and_change_nothing_else(record, fitted):
+    assert fitted.presence is None
+    assert fitted.apply_presence(np.zeros((2, 21))) is None
+    assert 'too few pictures without a hand' in calibration.describe(fitted.report)
+    both = with_empty_pictures(record)
+    found = calibration.fit(both)
+    np.testing.assert_array_equal(found.probability, fitted.probability)
+    np.testing.assert_array_equal(found.std, fitted.std)
+    assert found.report['held_out'] == fitted.report['held_out']
+    assert found.report['fitted_on']['sha256'] != fitted.report['fitted_on']['sha256']
+    told = found.report['presence']
+    assert told['hands'] + told['held_out_hands'] == 600
+    assert told['without'] + told['held_out_without'] == 300
+    assert told['auroc'] > 0.9
+    assert told['brier'] < 0.12
+    assert f'AUROC {told["auroc"]:.4f}' in calibration.describe(found.report)
+    # More confidence is never a sign of no hand, and nothing is ever certain.
+    assert (np.diff(found.presence) >= 0).all()
+    assert 0 < found.presence[0] < 0.1
+    assert 0.9 < found.presence[-1] < 1
+    unsure = np.full(21, np.nan)
+    assert np.isnan(found.apply_presence(unsure))
+
+
+def test_presence_does_not_depend_on_how_many_pictures_of_either_kind_there_are(record):
+    few, many = (
+        calibration.fit(with_empty_pictures(record, count)).presence for count in (300, 1800)
+    )
+    # Bins of 20 pictures: where the table is steep it moves by their standard error of 0.11.
+    assert np.abs(few - many).mean() < 0.05
+    assert np.abs(few - many).max() < 3.5 * 0.11
+
+
+def test_presence_is_the_share_of_hands_among_as_many_of_either_kind():
+    rng = np.random.default_rng(5)
+    record = make_record(hands=3000)
+    confidence = np.repeat(rng.beta(3, 2, (3000, 1)), 21, axis=1)
+    both = with_empty_pictures(change(record, confidence=confidence), 1500)
+    errors = both.errors
+    score = np.where(errors.has_hand, errors.confidence.mean(axis=1), rng.beta(2, 3, 4500))
+    errors = dataclasses.replace(errors, confidence=np.repeat(score[:, None], 21, axis=1))
+    found = calibration.fit(metrics.EvaluationRecord(errors, both.image_id, both.meta))
+    at = np.linspace(0.2, 0.8, 13)
+    hands, others = at**2 * (1 - at), at * (1 - at) ** 2
+    likely = found.apply_presence(np.repeat(at[:, None], 21, axis=1))
+    # Bins of at most 100 pictures: a standard error of 0.05.
+    np.testing.assert_allclose(likely, hands / (hands + others), atol=3.5 * 0.05)
+
+
+def test_too_few_pictures_without_a_hand_say_nothing_of_presence(record):
+    assert calibration.fit(with_empty_pictures(record, 30)).presence is None
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_auroc_is_the_share_of_pairs_in_order(seed):
+    rng = np.random.default_rng(seed)
+    # Whole numbers, so that there are ties.
+    positive, negative = rng.integers(0, 9, 37) + 2.0, rng.integers(0, 9, 23) + 0.0
+    pairs = positive[:, None] - negative[None]
+    expected = ((pairs > 0) + 0.5 * (pairs == 0)).mean()
+    assert calibration.auroc(positive, negative) == pytest.approx(expected, abs=1e-12)
+    # And the area under the curve of true against false positives, by trapezoids.
+    limits = np.r_[np.inf, np.unique(np.r_[positive, negative])[::-1]]
+    true, false = (np.array([(of >= t).mean() for t in limits]) for of in (positive, negative))
+    assert calibration.auroc(positive, negative) == pytest.approx(np.trapezoid(true, false))
+    with pytest.raises(ValueError, match='scores of both kinds, got 37 and 0'):
+        calibration.auroc(positive, negative[:0])
 
 
 def test_the_command_says_what_is_missing(tmp_path):

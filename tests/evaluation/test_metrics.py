@@ -34,6 +34,7 @@ def make_batch(rng, number=6, *, mirrored=True):
         'keypoints': rng.uniform(0, SIZE, (number, 21, 2)).astype(np.float32),
         'visible': rng.random((number, 21)) < 0.8,
         'hidden': np.zeros((number, 21), bool),
+        'has_hand': np.ones(number, bool),
         'norm_size': rng.uniform(30, 200, number).astype(np.float32),
         'image_from_crop': np.stack(maps).astype(np.float32),
         'valid': np.ones(number, bool),
@@ -344,6 +345,7 @@ def fixture_batch(*, empty=()):
         'keypoints': np.zeros((count, 21, 2), np.float32),
         'visible': np.zeros((count, 21), bool),
         'hidden': np.zeros((count, 21), bool),
+        'has_hand': np.ones(count, bool),
         'norm_size': np.full(count, 7, np.float32),
         'image_from_crop': np.tile(np.eye(2, 3, dtype=np.float32), (count, 1, 1)),
         'valid': np.ones(count, bool),
@@ -593,6 +595,15 @@ def test_what_an_evaluation_leaves_is_read_back(tmp_path, number):
     assert found.errors.summary(protocol) == record.errors.summary(protocol)
 
 
+def test_a_file_from_before_there_were_pictures_without_hands_is_all_hands(tmp_path):
+    path = tmp_path / 'evaluation.npz'
+    metrics.write_evaluation(path, make_record())
+    with np.load(path, allow_pickle=False) as stored:
+        older = {name: stored[name] for name in stored.files if name != 'has_hand'}
+    np.savez(path, allow_pickle=False, **older)
+    assert metrics.read_evaluation(path).errors.has_hand.tolist() == [True] * 5
+
+
 def test_the_file_holds_arrays_by_the_names_and_no_pickles(tmp_path):
     metrics.write_evaluation(tmp_path / 'evaluation.npz', make_record())
     with np.load(tmp_path / 'evaluation.npz', allow_pickle=False) as stored:
@@ -609,6 +620,7 @@ def test_the_file_holds_arrays_by_the_names_and_no_pickles(tmp_path):
         'predicted_image': ('f', (*each, 2)),
         'truth_image': ('f', (*each, 2)),
         'is_left': ('b', (5,)),
+        'has_hand': ('b', (5,)),
         'image_id': ('U', (5,)),
         'meta': ('U', ()),
     }

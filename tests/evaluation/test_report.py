@@ -60,6 +60,7 @@ def errors_of(truth, predicted, *, confidence=None, hidden=None, valid=None, cro
         predicted_image=predicted,
         truth_image=np.where(valid[..., None], truth, 0.0),
         is_left=np.zeros(number, bool),
+        has_hand=np.ones(number, bool),
     )
 
 

@@ -349,6 +349,7 @@ def reference():
         'valid': np.ones(4, bool),
         'index': np.arange(4),
         'hidden': np.zeros((4, 21), bool),
+        'has_hand': np.ones(4, bool),
     }
     points = np.concatenate([found.keypoints, found.confidence[..., None]], axis=-1)
     return gate.Reference(batch, np.asarray(maps), points, 'box', 4)
@@ -427,6 +428,7 @@ def test_one_keypoint_of_a_small_set_that_gets_better_does_not_decide(images):
         'valid': np.ones(images, bool),
         'index': np.arange(images),
         'hidden': np.zeros((images, 21), bool),
+        'has_hand': np.ones(images, bool),
     }
     found = np.concatenate([truth, np.ones((images, 21, 1))], axis=-1)
     found[0, 0, 0] += 10.4  # PCK@0.2 takes what is within 10

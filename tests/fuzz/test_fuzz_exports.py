@@ -216,7 +216,7 @@ def make_evaluation(folder):
         'norm_size': (HANDS,),
     }
     columns = {name: rng.random(shape) for name, shape in shapes.items()}
-    flags = {'valid': (HANDS, 21), 'hidden': (HANDS, 21), 'is_left': (HANDS,)}
+    flags = {'valid': (HANDS, 21), 'hidden': (HANDS, 21), 'is_left': (HANDS,), 'has_hand': (HANDS,)}
     columns |= {name: rng.random(shape) < 0.5 for name, shape in flags.items()}
     errors = metrics.KeypointErrors(**columns, index=np.arange(HANDS))
     names = np.array([f'a/{number}' for number in range(HANDS)], np.str_)

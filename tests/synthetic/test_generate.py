@@ -168,6 +168,32 @@ def test_resolution_changes_the_sharpness_and_no_label(options):
         assert ((other.mask > 0) >= cv2.erode(covered, near)).all()
 
 
+def test_without_a_hand_there_are_things_and_nothing_of_a_hand(options, hands):
+    none = replace(options, without_hand=1.0)
+    for index in range(3):
+        rendered = generate(none, 3, index)
+        assert not rendered.has_hand
+        assert not rendered.visible.any()
+        assert not rendered.mask.any()
+        assert np.ptp(rendered.image) > 10
+        _, staged = stage(none, 3, index)
+        assert set(staged.parts) == {'thing'}
+        # What is drawn for the hand stays as it was: the place, the light and what is behind.
+        np.testing.assert_array_equal(rendered.keypoints, hands[index].keypoints)
+        np.testing.assert_array_equal(rendered.camera, hands[index].camera)
+        assert digest(generate(none, 3, index)) == digest(rendered)
+
+
+def test_a_share_of_the_pictures_is_without_a_hand_and_the_others_are_as_they_were(options, hands):
+    some = replace(options, without_hand=0.3)
+    found = [generate(some, 3, index) for index in range(10)]
+    assert 1 <= sum(not one.has_hand for one in found) <= 6
+    for one, other in zip(found, hands, strict=True):
+        if one.has_hand:
+            assert digest(one) == digest(other)
+    assert all(one.has_hand for one in hands)
+
+
 def test_left_is_right_mirrored(options):
     for index in range(6):
         sides = [stage(replace(options, left_share=share), 3, index) for share in (0.0, 1.0)]
@@ -301,6 +327,7 @@ def test_a_sleeve_changes_neither_view_nor_pose(monkeypatch):
         ({'size': 8}, 'size'),
         ({'samples': 0}, 'samples'),
         ({'left_share': 1.5}, 'left_share'),
+        ({'without_hand': -0.1}, 'without_hand'),
         ({'resolution': (0.5, 1.1)}, 'resolution'),
         ({'resolution': (0.9, 0.5)}, 'resolution'),
     ],

@@ -88,6 +88,22 @@ def test_the_place_in_the_cache_follows_the_settings_alone(tmp_path):
     assert place(poses='/a/poses.json') == place(poses='/b/poses.json')
 
 
+def test_pictures_without_a_hand_are_records_without_keypoints(tmp_path):
+    scenes = SceneOptions(**CHEAP, without_hand=1.0)
+    example = synthetic_hands.MakeExample(scenes, 5, 0)(0)
+    hand = synthetic_hands.MakeExample(SceneOptions(**CHEAP), 5, 0)(0)
+    for name in ('keypoints', 'annotated', 'visible'):
+        assert not example[name].any()
+    # The crop is the one that the hand would have: it must not tell the two apart.
+    np.testing.assert_allclose(example['box'], geometry.square_box(hand['box'], 2.2), rtol=1e-6)
+    assert example['norm_size'] == pytest.approx(2.2 * hand['norm_size'], rel=1e-6)
+    # Data sets from before the option existed are those without such pictures.
+    told = synthetic_hands.settings(SceneOptions(**CHEAP), count=1, seed=0)['options']
+    assert 'without_hand' not in told
+    told = synthetic_hands.settings(scenes, count=1, seed=0)['options']
+    assert told['without_hand'] == 1.0
+
+
 def test_unknown_options_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"unknown option 'backgrouds'; known are .*backgrounds"):
         load(tmp_path, backgrouds='plain')

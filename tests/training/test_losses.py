@@ -1,12 +1,18 @@
 """The masked loss against NumPy float64, its gradient against finite differences."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 
+from handpose_jax import heatmaps, train
 from handpose_jax.training import losses
 from handpose_jax.training.losses import squared_error_loss
+from handpose_jax.training.state import TrainState
 
 SHAPE = (3, 4, 5, 6)
 
@@ -149,3 +155,87 @@ def test_iou_loss_refuses_shapes_that_would_broadcast():
     maps = jnp.ones((1, 4, 4, 2))
     with pytest.raises(ValueError, match='iou_loss: targets must have the shape'):
         losses.iou_loss(maps, maps[..., :1], jnp.ones((1, 2)))
+
+
+def peak_maps(size, heights):
+    """One peak of the usual width in the middle of each map, f32[1 size size k]; stride 4."""
+    middle = jnp.full((1, 21, 2), 2.0 * size)
+    maps, _ = heatmaps.render(
+        middle, jnp.ones((1, 21), bool), height=size, width=size, stride=4, sigma=7 * size / 56
+    )
+    return maps[..., : len(heights)] * jnp.asarray(heights)
+
+
+@pytest.mark.parametrize('size', [28, 56])
+def test_iou_loss_of_a_peak_where_there_is_none_is_one_half_and_slopes(size):
+    maps = peak_maps(size, [1.0, 0.5, 0.1])
+    weights = jnp.eye(3)
+    for k, height in enumerate((1.0, 0.5, 0.1)):
+        value, gradient = jax.value_and_grad(losses.iou_loss)(maps, 0 * maps, weights[k : k + 1])
+        # S / (S + A), where S = height^2 A but for what the sums over pixels are coarse.
+        assert value == pytest.approx(height**2 / (height**2 + 1), rel=2e-3)
+        # About as steep as where a whole peak is missing.
+        whole = peak_maps(size, [1.0, 1.0, 1.0])
+        missing = jax.grad(losses.iou_loss)(0.01 * whole, whole, weights[k : k + 1])
+        ratio = np.abs(gradient).max() / np.abs(missing).max()
+        assert 0.1 < ratio < 2, (height, ratio)
+
+
+def test_iou_loss_of_targets_that_are_not_empty_is_the_tutorials_to_the_last_bit():
+    def tutorial(heatmaps, targets, weights):
+        counted = weights[:, None, None, :] != 0
+        predicted, wanted = jnp.where(counted, heatmaps, 0), jnp.where(counted, targets, 0)
+        common = (wanted * predicted).sum(axis=(1, 2))
+        union = (wanted**2).sum(axis=(1, 2)) + (predicted**2).sum(axis=(1, 2)) - common
+        overlap = (common + losses.IOU_SMOOTHING) / (union + losses.IOU_SMOOTHING)
+        return ((1 - overlap) * weights).sum() / jnp.maximum(weights.sum(), 1e-12)
+
+    maps, targets, weights = (jnp.asarray(a, jnp.float32) for a in example())
+    found = jax.jit(jax.value_and_grad(losses.iou_loss))(maps, targets, weights)
+    for one, other in zip(
+        found, jax.jit(jax.value_and_grad(tutorial))(maps, targets, weights), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+class SeesHands(nn.Module):
+    """A peak in each map of a keypoint, high where a picture is bright, and a flat background."""
+
+    stride: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        height = self.param('height', nn.initializers.constant(0.8), (21,))
+        level = self.param('level', nn.initializers.constant(0.2), ())
+        bright = images.astype(jnp.float32).mean(axis=(1, 2, 3), keepdims=True) / 255
+        peaks = peak_maps(images.shape[1] // self.stride, [1.0]) * height * bright
+        background = jnp.broadcast_to(level, (*peaks.shape[:3], 1))
+        return jnp.concatenate([peaks, background], axis=-1)
+
+
+# Plain descent: Adam would make steps of one size of the flattest slope. The squared error is a sum
+# over pixels, the overlap a mean over maps.
+@pytest.mark.parametrize(('loss', 'rate'), [('squared_error', 5e-3), ('iou', 2.0)])
+def test_training_on_pictures_without_a_hand_lowers_the_peaks(loss, rate):
+    model, tx = SeesHands(), optax.with_extra_args_support(optax.sgd(rate))
+    image = jnp.full((4, 64, 64, 3), 255, jnp.uint8)
+    params = model.init(jax.random.key(0), image)['params']
+    nothing = jnp.int32(0)
+    state = TrainState(nothing, params, {}, tx.init(params), None, nothing, nothing)
+    step = jax.jit(train.make_train_step(model, tx, train.LOSSES[loss], sigma=7.0))
+    batch = {
+        'image': image,
+        'keypoints': jnp.zeros((4, 21, 2)),
+        'visible': jnp.zeros((4, 21), bool),
+        'has_hand': jnp.zeros(4, bool),
+    }
+    # Hands without labels teach nothing; before this, nor did pictures without hands.
+    with_hands = {**batch, 'has_hand': jnp.ones(4, bool)}
+    unlabelled, _ = step(state, with_hands)
+    np.testing.assert_array_equal(unlabelled.params['height'], params['height'])
+    for _ in range(300):
+        state, metrics = step(state, batch)
+    before, after = (model.apply({'params': p}, image)[0] for p in (params, state.params))
+    assert float(metrics['skipped']) == 0
+    assert float(after[..., :21].max()) < 0.6 * float(before[..., :21].max())
+    assert float(after[..., 21].mean()) > float(before[..., 21].mean()) + 0.2

@@ -105,6 +105,7 @@ def make_record(
     keypoints_3d: Any = None,
     camera: Any = None,
     size: tuple[int, int] | None = None,
+    no_hand: bool = False,
 ) -> prepared.Example:
     """Checks one hand and puts it into the canonical form.
 
@@ -124,6 +125,7 @@ def make_record(
         keypoints_3d: f[21 3], metres, camera frame; None if the data set has none.
         camera: f[3 3], intrinsic matrix, pixels; None likewise.
         size: (height, width) that the annotations claim; None if they do not.
+        no_hand: the box is a region without a hand, in which no keypoint is annotated.
 
     Returns:
         The record, see prepared.features.
@@ -137,10 +139,12 @@ def make_record(
 
     counted = np.asarray(annotated, bool)
     points = numbers('keypoints', keypoints, (hand.NUM_KEYPOINTS, 2), bad)
-    if counted.shape != (hand.NUM_KEYPOINTS,) or not counted.any():
+    if counted.shape != (hand.NUM_KEYPOINTS,) or not (no_hand or counted.any()):
         raise bad('keypoints', 'at least one annotated keypoint of 21', 'none')
+    if no_hand and counted.any():
+        raise bad('no_hand', 'no annotated keypoint where there is no hand', f'{counted.sum()}')
     known = points[counted]
-    if not (np.isfinite(known).all() and np.abs(known).max() <= _MAX_PIXELS):
+    if not (np.isfinite(known).all() and np.abs(known).max(initial=0) <= _MAX_PIXELS):
         row = int(np.flatnonzero(counted)[np.argmax(~(np.abs(known) <= _MAX_PIXELS).all(axis=1))])
         raise bad(
             'keypoints',
@@ -160,7 +164,7 @@ def make_record(
     normaliser = longest if norm_size is None else float(norm_size)
     if not 0 < normaliser <= _MAX_PIXELS:
         raise bad('norm_size', 'a positive number of pixels', normaliser)
-    middle = (tight[:2] + tight[2:]) / 2
+    middle = np.zeros(2) if no_hand else (tight[:2] + tight[2:]) / 2
     encoded = _read(image, bad)
     try:
         actual = images.image_size(encoded, str(image))

@@ -23,6 +23,9 @@ CHECKS: dict[str, Callable[[Survey], list[Finding]]] = {
     'winding': hand_checks.check_winding,
 }
 
+_OF_PICTURES = ('images', 'duplicates')
+"""Checks that see the pictures without a hand too."""
+
 
 def examine(records: Survey) -> list[Finding]:
     """Runs all checks.
@@ -35,9 +38,21 @@ def examine(records: Survey) -> list[Finding]:
     """
     # BLAS threads wait for each other longer than these small matrices take.
     with threadpoolctl.threadpool_limits(1):
-        records, found = _put_in_order(records)
-        for check in CHECKS.values():
-            found += check(records)
+        found = _without_hands(records)
+        hands, wrong = _put_in_order(records.select(~records.no_hand))
+        found += wrong
+        for name, check in CHECKS.items():
+            found += check(records if name in _OF_PICTURES else hands)
+    return found
+
+
+def _without_hands(records: Survey) -> list[Finding]:
+    found = []
+    for split, rows in split_rows(records):
+        count = int(records.no_hand[rows].sum())
+        if count:
+            seen = f'{count:,} of {len(rows):,} records say that their picture shows no hand'
+            found.append(Finding('no hand', 'note', split, '', '', seen))
     return found
 
 

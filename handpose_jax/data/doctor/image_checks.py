@@ -48,7 +48,7 @@ def _repeated(records: Survey, rows: list[int]) -> list[Finding]:
     for i, row in enumerate(rows):
         for other in rows[:i]:
             same = records.split[row] == records.split[other]
-            if same and np.abs(records.keypoints[row] - records.keypoints[other]).max() < 0.5:
+            if same and _one_place(records, row, other):
                 flags = records.is_left[row] == records.is_left[other]
                 seen = f'the same image and keypoints as {records.name[other]}'
                 seen += '' if flags else ', but flagged as the other hand'
@@ -58,6 +58,14 @@ def _repeated(records: Survey, rows: list[int]) -> list[Finding]:
                 found.append(of_record(records, row, check, severity, expected, seen))
                 break
     return found
+
+
+def _one_place(records: Survey, row: int, other: int) -> bool:
+    if records.no_hand[row] != records.no_hand[other]:
+        return False
+    # Where there are no hands, the regions tell records of one image apart.
+    places = records.box if records.no_hand[row] else records.keypoints
+    return bool(np.abs(places[row] - places[other]).max() < 0.5)
 
 
 def _near_duplicates(

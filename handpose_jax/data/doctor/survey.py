@@ -28,6 +28,7 @@ class Survey:
         annotated: whose place is known.
         visible: not hidden; the same as annotated where the source does not tell.
         is_left: left hands.
+        no_hand: pictures without a hand, of which no keypoint is annotated.
         box: x0, y0, x1, y1, image pixels.
         size: (height, width) of the image; 0 where it cannot be decoded.
         contrast: largest grey level less the smallest; -1 where it cannot be decoded.
@@ -45,6 +46,7 @@ class Survey:
     annotated: Bool[np.ndarray, 'n 21']
     visible: Bool[np.ndarray, 'n 21']
     is_left: Bool[np.ndarray, 'n']
+    no_hand: Bool[np.ndarray, 'n']
     box: Float[np.ndarray, 'n 4']
     size: Int[np.ndarray, 'n 2']
     contrast: Int[np.ndarray, 'n']
@@ -57,6 +59,18 @@ class Survey:
 
     def __len__(self) -> int:
         return len(self.name)
+
+    def select(self, chosen: Bool[np.ndarray, 'n']) -> 'Survey':
+        """The same without some records."""
+        columns: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            column = getattr(self, field.name)
+            if isinstance(column, list):
+                column = [value for value, wanted in zip(column, chosen, strict=True) if wanted]
+            elif column is not None:
+                column = column[chosen]
+            columns[field.name] = column
+        return Survey(**columns)
 
 
 _Row = dict[str, Any]
@@ -116,6 +130,7 @@ def _columns(splits: list[str], rows: list[_Row], looks: bool) -> Survey:
 
 def _read(source: Source, index: int, looks: bool) -> _Row:
     name, damage, digest, image = source.image_id(index), '', b'', None
+    no_hand = False
     record: Mapping[str, Any] = {
         'keypoints': np.zeros((hand.NUM_KEYPOINTS, 2)),
         'visible': np.zeros(hand.NUM_KEYPOINTS, bool),
@@ -128,8 +143,10 @@ def _read(source: Source, index: int, looks: bool) -> _Row:
             name = record['image_id'].decode()
             digest = hashlib.sha256(record['image']).digest()
             image = images.decode_image(record['image'], name)
+            no_hand = not record['annotated'].any()
         else:
             record = source[index]
+            no_hand = bool(record.get('no_hand'))
             image = record['image']
             digest = hashlib.sha256(image.tobytes()).digest()
     except ValueError as error:
@@ -140,6 +157,7 @@ def _read(source: Source, index: int, looks: bool) -> _Row:
         'annotated': np.asarray(record.get('annotated', record['visible']), bool),
         'visible': np.asarray(record['visible'], bool),
         'is_left': np.bool_(record['is_left']),
+        'no_hand': np.bool_(no_hand),
         'box': np.asarray(record['box'], np.float64),
         'size': np.array((0, 0) if image is None else image.shape[:2]),
         'contrast': np.array(-1 if image is None else int(image.max()) - int(image.min())),

@@ -137,7 +137,7 @@ def _read_run(workdir: str, name: str) -> Run:
             f'workdir {workdir}: no {metrics.EVALUATION_FILE}, so it was not evaluated; make it '
             f'with: handpose evaluate --workdir {shlex.quote(workdir)}'
         )
-    record = metrics.read_evaluation(path)
+    record = metrics.read_evaluation(path).of_hands()
     protocol = protocols.get_protocol(record.meta['protocol'])
     return Run(
         name=name,

@@ -185,6 +185,23 @@ def add_things(
             items.append(_item(thing, _thing_material(rng), 'thing', 0))
 
 
+def add_objects(items: list[Item], rng: np.random.Generator, view: views.View) -> None:
+    """Adds one to four things where a hand would be."""
+    for _ in range(rng.integers(1, 5)):
+        thing = props.in_front(rng)
+        thing = shapes.moved(
+            thing,
+            skeleton.rotation(rng.normal(size=3), rng.uniform(0, math.pi)),
+            view.keypoints[rng.integers(hand.NUM_KEYPOINTS)] + rng.normal(0, 0.03, 3),
+        )
+        # Nothing may lie behind the eye, or so near that it is all that is seen.
+        nearest = float(thing.vertices[:, 2].min())
+        if nearest < _CLOSE:
+            away = np.array([0.0, 0.0, _CLOSE - nearest])
+            thing = shapes.moved(thing, np.eye(3), away)
+        items.append(_item(thing, _thing_material(rng), 'thing', 0))
+
+
 def add_other_hand(
     items: list[Item],
     rng: np.random.Generator,
@@ -232,7 +249,8 @@ def add_table(
     middle = view.keypoints.mean(axis=0)
     # Only what is near the hand must lie above the table: an arm may come through from behind.
     near = vertices[np.linalg.norm(vertices - middle, axis=1) < 0.2]
-    level = float((near @ normal).min()) - rng.exponential(0.02)
+    # Things may have no corner so near.
+    level = float(((near if len(near) else vertices) @ normal).min()) - rng.exponential(0.02)
     side = np.cross(normal, [1.0, 0.0, 0.0] if abs(normal[0]) < 0.8 else [0.0, 1.0, 0.0])
     side /= np.linalg.norm(side)
     ahead = np.cross(normal, side)

@@ -26,6 +26,7 @@ class Staging(NamedTuple):
         mask_values: the mask's value of each surface.
         backdrop: f32[r r 3], what is seen past all surfaces, at the size it is rendered.
         albedo: the skin's average reflectance.
+        has_hand: False if there is no hand, and keypoints_3d tells where one would be.
     """
 
     keypoints_3d: Float[np.ndarray, '21 3']
@@ -36,6 +37,7 @@ class Staging(NamedTuple):
     mask_values: tuple[int, ...]
     backdrop: Float[np.ndarray, 'r r 3']
     albedo: float
+    has_hand: bool = True
 
 
 def find_visible(
@@ -45,6 +47,8 @@ def find_visible(
 
     They must also be inside the final picture, which is `size` pixels a side.
     """
+    if not staging.has_hand:
+        return np.zeros(len(staging.keypoints_3d), bool)
     keypoints = project(staging.camera, staging.keypoints_3d)
     inside = ((keypoints >= -0.5) & (keypoints <= size - 0.5)).all(axis=1)
     depths, shape_ids = picture.surfaces_towards(staging.keypoints_3d)

@@ -21,6 +21,7 @@ class SceneOptions:
         samples: light paths a pixel; up to four times as many in pictures taken at low resolution.
         resolution: range of the part of its final size at which a picture is taken, before it is
             enlarged as a crop of a photograph is.
+        without_hand: part of the pictures that show things where a hand would be, and no hand.
     """
 
     size: int = 224
@@ -35,6 +36,7 @@ class SceneOptions:
     left_share: float = 0.5
     samples: int = 1
     resolution: tuple[float, float] = (0.4, 0.8)
+    without_hand: float = 0.0
 
     def __post_init__(self) -> None:
         # Configs read from JSON bring lists.
@@ -58,3 +60,5 @@ class SceneOptions:
                 'SceneOptions: size must be at least 32, samples at least 1 and left_share in '
                 f'0..1, got {self.size}, {self.samples}, {self.left_share}'
             )
+        if not 0 <= self.without_hand <= 1:
+            raise ValueError(f'SceneOptions.without_hand must be in 0..1, got {self.without_hand}')

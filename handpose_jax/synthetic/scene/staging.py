@@ -33,7 +33,7 @@ _SLEEVE_SHARE = 0.5
 
 # Every ingredient has its own stream of random numbers, so that switching one off leaves the others
 # as they are: ablations compare the same hands.
-_STREAMS = ('pose', 'view', 'skin', 'worn', 'things', 'other', 'backdrop', 'light', 'lens')
+_STREAMS = ('pose', 'view', 'skin', 'worn', 'things', 'other', 'backdrop', 'light', 'lens', 'none')
 
 
 def random_streams(seed: int, index: int) -> dict[str, np.random.Generator]:
@@ -80,7 +80,7 @@ def stage(
     """Sets up one picture, without taking it (see generate)."""
     scene, staging = _set_up(options, seed, index)
     picture = mitsuba_renderer.Picture(scene)
-    if options.occlusion:
+    if options.occlusion and staging.has_hand:
         visible = labels.find_visible(picture, staging, options.size)
         # Where so little of the hand is to be seen, nothing could be learnt from it.
         if visible.sum() < _LEAST_VISIBLE:
@@ -114,10 +114,14 @@ def _set_up(
 
     dress = dressing.sample(options, streams['skin'], source)
     items: list[ingredients.Item] = []
-    ingredients.add_body(items, posed, arm, view, dress)
-    if options.skin_variety:
+    has_hand = bool(streams['none'].random() >= options.without_hand)
+    if not has_hand:
+        ingredients.add_objects(items, streams['none'], view)
+    else:
+        ingredients.add_body(items, posed, arm, view, dress)
+    if options.skin_variety and has_hand:
         ingredients.add_worn(items, streams['worn'], posed, arm, view, dress, in_sleeve=in_sleeve)
-    if options.occlusion:
+    if options.occlusion and has_hand:
         ingredients.add_things(items, streams['things'], posed, shape, view)
         ingredients.add_other_hand(items, streams['other'], source, library, view, dress)
     window, beyond = _window(items, camera, size), False
@@ -152,6 +156,7 @@ def _set_up(
         mask_values=tuple(item.mask for item in items),
         backdrop=backdrop,
         albedo=dress.albedo,
+        has_hand=has_hand,
     )
 
 

@@ -69,6 +69,14 @@ def test_box_norm_size_and_3d_are_kept(image):
     np.testing.assert_array_equal(record['keypoints_3d'], points.astype(np.float32))
 
 
+def test_a_picture_without_a_hand_has_no_annotated_keypoint(image):
+    record = make(image, annotated=~ALL, box=[2, 3, 30, 23], no_hand=True)
+    assert not record['annotated'].any()
+    assert not record['visible'].any()
+    assert not record['keypoints'].any()
+    assert record['norm_size'] == 28
+
+
 def with_value(value):
     points = KEYPOINTS.copy()
     points[3, 1] = value
@@ -85,6 +93,7 @@ def with_value(value):
         ({'keypoints': [[1, 2]] * 20 + [[1]]}, 'keypoints', r'shape \(21, 2\)'),
         ({'keypoints': None}, 'keypoints', 'got None'),
         ({'annotated': ~ALL}, 'keypoints', 'at least one annotated keypoint'),
+        ({'no_hand': True}, 'no_hand', 'no annotated keypoint where there is no hand'),
         ({'keypoints': np.ones((21, 2))}, 'keypoints', 'at more than one place'),
         ({'box': [5, 5, 5, 9]}, 'box', 'x0 < x1'),
         ({'box': [0, 0, np.inf, 9]}, 'box', 'finite'),
