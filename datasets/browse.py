@@ -17,15 +17,17 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from handpose_jax import visualize
-from handpose_jax.config import load
-from handpose_jax.data import prepared
-from handpose_jax.data.doctor import examine, findings, survey
-from handpose_jax.data.previews import preview
-from handpose_jax.data.sources import FolderSource
-from handpose_jax.data.transforms import Augmentation
-from handpose_jax.process import command_line, outputs
-from handpose_jax.types import Source
+from handpose_jax.process import command_line, extras, outputs
+
+with extras.needed_by('datasets/browse.py'):
+    from handpose_jax import visualize
+    from handpose_jax.config import load
+    from handpose_jax.data import prepared
+    from handpose_jax.data.doctor import examine, findings, survey
+    from handpose_jax.data.previews import preview
+    from handpose_jax.data.sources import FolderSource
+    from handpose_jax.data.transforms import Augmentation
+    from handpose_jax.types import Source
 
 _PER_CHECK = 3
 _NAME_LENGTH = 22
@@ -63,8 +65,8 @@ def _open_splits(folder: pathlib.Path) -> dict[str, Source]:
     if not prepared.is_prepared(folder):
         FolderSource(folder)  # says what is wrong with the file
         records = json.loads((folder / 'annotations.json').read_text('utf-8-sig'))
-        names = dict.fromkeys(record.get('split') or '' for record in records)
-        return {name or 'all': FolderSource(folder, split=name) for name in names}
+        found = dict.fromkeys(record.get('split') or '' for record in records)
+        return {name or 'all': FolderSource(folder, split=name) for name in found}
     path = folder / 'dataset_info.json'
     try:
         names = [split['name'] for split in json.loads(path.read_text('utf-8'))['splits']]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from handpose_jax.process import command_line
+from handpose_jax.process import command_line, extras
 
 HERE = pathlib.Path(__file__).parent
 
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     commands = parser.add_subparsers(dest='_data_set', required=True, metavar='NAME')
     builders = {}
     for name, path in _find_builders().items():
-        builders[name] = load_builder(path)
+        with extras.needed_by('datasets/prepare.py'):
+            builders[name] = load_builder(path)
         description = (builders[name].__doc__ or '').strip()
         command = commands.add_parser(
             name,

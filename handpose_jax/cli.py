@@ -33,14 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a sub-command; one that lacks a package ends with the line that installs it."""
     words = list(sys.argv[1:] if argv is None else argv)
     verb, rest = (words[0], words[1:]) if words else ('--help', [])
-    with streams.guarded():
-        try:
-            _run(verb, rest)
-        except ModuleNotFoundError as error:
-            told = extras.missing(error, f'handpose {verb}')
-            if told is None:
-                raise
-            sys.exit(f'error: {told}')
+    with streams.guarded(), extras.needed_by(f'handpose {verb}'):
+        _run(verb, rest)
 
 
 def _run(verb: str, rest: list[str]) -> None:

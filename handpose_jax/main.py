@@ -8,11 +8,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from handpose_jax.process import extras, streams
 
-from handpose_jax import config
-from handpose_jax.process import streams
+_PURPOSE = 'handpose train'
+
+with extras.needed_by(_PURPOSE):
+    from absl import app, flags, logging
+    from ml_collections import config_flags
+
+    from handpose_jax import config
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Path of a config, e.g. configs/cmu.py or configs/cmu.py:smoke.'
@@ -98,7 +102,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the command's name and its flags; None for those of this process.
     """
-    with streams.guarded():
+    with streams.guarded(), extras.needed_by(_PURPOSE):
         app.run(main, list(sys.argv if argv is None else argv), flags_parser=_parse_flags)
 
 

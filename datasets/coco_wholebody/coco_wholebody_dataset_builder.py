@@ -6,6 +6,7 @@ each. README.md beside this file has the options for each.
 """
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,7 +92,8 @@ class Options(NamedTuple):
     boxes: str = 'keypoints'
 
 
-class MakeExample(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class MakeExample:
     """The record of a number.
 
     Attributes:

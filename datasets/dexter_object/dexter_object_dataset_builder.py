@@ -6,6 +6,7 @@ One split, test. Only the five fingertips are annotated.
 
 import argparse
 import csv
+import dataclasses
 import functools
 import hashlib
 import re
@@ -95,7 +96,8 @@ class Found(NamedTuple):
     report: str
 
 
-class MakeExample(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class MakeExample:
     """The record of a number.
 
     Attributes:
@@ -242,7 +244,7 @@ def read(folder: str) -> Found:
         images = _last_image(Path(folder) / sequence / 'color')
         # Without a depth there is no point in 3D, whatever is written.
         annotated = (points[:, :, 2] > 0) & (points[:, :, 2] < _NO_DEPTH)
-        usable = annotated.any(axis=1)
+        usable = np.asarray(annotated.any(axis=1))
         usable[images:] = False
         tips = points * _AXES
         frames += [

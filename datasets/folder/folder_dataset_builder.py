@@ -5,10 +5,10 @@ gives an example.
 """
 
 import argparse
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from handpose_jax.data import prepared
 from handpose_jax.data.conversion import records
@@ -23,7 +23,8 @@ EVALUATION = ('val', 'test')
 """Splits in which no record may be bad."""
 
 
-class MakeExample(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class MakeExample:
     """The record of a number, within one split of the folder.
 
     Attributes:
@@ -40,7 +41,9 @@ class MakeExample(NamedTuple):
         number = _members(self.root, self.annotations)[self.split][index]
         record = _source(self.root, self.annotations).record(number)
         is_flat = not (record.box[2:] > record.box[:2]).all()
-        claimed = record.height, record.width
+        size = None
+        if record.height is not None and record.width is not None:
+            size = record.height, record.width
         return records.make_record(
             image=Path(self.root) / record.file,
             file=Path(self.root) / self.annotations,
@@ -51,7 +54,7 @@ class MakeExample(NamedTuple):
             image_id=record.image_id,
             # Only a box that was made of the keypoints can be a line, and is made again.
             box=None if is_flat else record.box,
-            size=None if None in claimed else claimed,
+            size=size,
         )
 
 

@@ -5,6 +5,7 @@ where it is. Splits: train (their `training`) and test (their `evaluation`).
 """
 
 import argparse
+import dataclasses
 import functools
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,8 @@ _SPLITS = {
 }
 
 
-class MakeExample(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class MakeExample:
     """The record of a number.
 
     Attributes:
@@ -90,10 +92,10 @@ def splits(folder: Path, *, cache: Path) -> dict[str, prepared.Split]:
     """
     found = {}
     for split, published in _SPLITS.items():
-        make = MakeExample(str(folder), published.name, str(cache / f'{published.name}.npz'))
+        place = str(folder), published.name, str(cache / f'{published.name}.npz')
         found[split] = prepared.Split(
-            records=len(_annotations(*make)),
-            make=make,
+            records=len(_annotations(*place)),
+            make=MakeExample(*place),
             published=published.records,
             evaluation=published.evaluation,
         )

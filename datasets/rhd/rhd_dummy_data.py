@@ -61,7 +61,7 @@ def _records(
         camera = np.array([[focal, 0, middle[0]], [0, focal, middle[1]], [0, 0, 1.0]])
         mask = np.zeros((size, size), np.uint8)
         mask[: size // 20] = _PERSON
-        image = None
+        image = np.zeros((size, size, 3), np.uint8)
         hands: dict[str, rhd_layout.WrittenHand] = {}
         # The dominant hand is the nearer one, drawn last: it covers the other.
         for side, distance in ((other, (1.2, 1.4)), (dominant, (0.4, 0.6))):
@@ -76,7 +76,7 @@ def _records(
                 distance=distance,
             )
             covered = _mark(mask, sample.keypoints, _FIRST_PART[side])
-            if image is None:
+            if not hands:
                 image = sample.image
             else:
                 image = np.where(covered[:, :, None], sample.image, image)

@@ -231,6 +231,23 @@ def write_rhd(
     return write_records(folder, split, (_of_rendered(sample) for sample in samples))
 
 
+def check_target(folder: str | os.PathLike[str], split: str) -> Path:
+    """The folder of a split that may be written.
+
+    Args:
+        folder: of the data set.
+        split: 'training' or 'evaluation'.
+
+    Raises:
+        ValueError: for another split, or if the split's folder holds files already.
+    """
+    _check_split(split)
+    target = Path(folder) / split
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f'{target}: expected a new or empty folder; remove it or give another')
+    return target
+
+
 def write_records(
     folder: str | os.PathLike[str], split: str, records: Iterable[WrittenRecord]
 ) -> int:
@@ -248,10 +265,7 @@ def write_records(
         ValueError: for another split, or if the split's folder holds files already.
         OSError: if a file cannot be written.
     """
-    _check_split(split)
-    target = Path(folder) / split
-    if target.exists() and any(target.iterdir()):
-        raise ValueError(f'{target}: expected a new or empty folder; remove it or give another')
+    target = check_target(folder, split)
     for name in ('color', 'mask'):
         (target / name).mkdir(parents=True, exist_ok=True)
     annotations: dict[int, dict[str, np.ndarray]] = {}

@@ -6,6 +6,7 @@ are. Splits: train (B2 to B6) and test (B1).
 
 import argparse
 import bisect
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +74,8 @@ class Recording(NamedTuple):
     frames: int
 
 
-class MakeExample(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class MakeExample:
     """The record of a number: frame by frame, and in each the cameras in their order.
 
     Attributes:

@@ -45,6 +45,9 @@ def prepare(arguments: argparse.Namespace) -> None:
 
         rhd_layout = load_builder(HERE / 'rhd' / 'rhd_layout.py')
         counts = {'training': arguments.count, 'evaluation': max(1, arguments.count // 10)}
+        # Both are looked at before hours are spent on the first.
+        for split in _RHD_SPLITS:
+            rhd_layout.check_target(arguments.rhd, split)
         for split, first in _RHD_SPLITS.items():
             numbers = itertools.islice(itertools.count(first), counts[split])
             rendered = (generate(options, arguments.seed, number) for number in numbers)

@@ -160,7 +160,9 @@ def image_size(
 def check_image(
     data: bytes, name: str, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
 ) -> tuple[int, int]:
-    """Looks whether all parts of an encoded image are there, without decoding it.
+    """Looks whether all parts of an encoded image are there.
+
+    JPEG, PNG and WebP say where their parts end, and are not decoded. The others do not, and are.
 
     Args:
         data: the content of the file.
@@ -177,9 +179,13 @@ def check_image(
     try:
         if found.jpeg is not None:
             found.jpeg.read_scans()
+        elif found.file_format in ('PNG', 'WebP'):
+            _PICTURES[found.file_format](data)
         else:
-            _PICTURES.get(found.file_format, bytes)(data)
+            decode_image(data, name, max_megapixels=max_megapixels, thorough=False)
     except Exception as error:
+        if isinstance(error, ValueError) and name in str(error):
+            raise
         raise _damaged(name, found.file_format, error) from error
     return found.upright
 

@@ -3,8 +3,11 @@
 pyproject.toml has the lists. The core of the package finds hands with exported files.
 """
 
+import contextlib
 import importlib.metadata
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Each extra with the modules that the package imports from it; '' is the core.
@@ -45,6 +48,22 @@ def missing(error: ModuleNotFoundError, purpose: str) -> str | None:
     if module not in _EXTRAS:
         return None
     return f'{purpose} needs the module {module}, which is not installed: {how_to_install(module)}'
+
+
+@contextlib.contextmanager
+def needed_by(purpose: str) -> Iterator[None]:
+    """Ends the process with the sentence of `missing` and exit code 1 where a module is not there.
+
+    Args:
+        purpose: what needs the modules that are imported inside, as for missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        told = missing(error, purpose)
+        if told is None:
+            raise
+        sys.exit(f'error: {told}')
 
 
 def how_to_install(*modules: str) -> str:

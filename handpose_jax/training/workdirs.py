@@ -68,7 +68,7 @@ def load_config(workdir: str) -> ConfigDict:
     except FileNotFoundError:
         raise ValueError(
             f'workdir {workdir}: no {CONFIG_FILE}, so nothing was trained here; '
-            'give --workdir the folder of a training run'
+            'give the folder of a training run'
         ) from None
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -240,6 +240,10 @@ def test_truncated(file_format, kept):
     data = encode(Image.fromarray(noise), file_format)
     with pytest.raises(ValueError, match=r'cut\.img.*(truncated|corrupt)'):
         images.decode_image(data[: int(len(data) * kept)], 'cut.img')
+    # A training asks before its first step, and does not wait for the picture's turn.
+    with pytest.raises(ValueError, match=r'cut\.img.*(truncated|corrupt)'):
+        images.check_image(data[: int(len(data) * kept)], 'cut.img')
+    assert images.check_image(data, 'whole.img') == (64, 64)
 
 
 @pytest.mark.filterwarnings('ignore::UserWarning:PIL')

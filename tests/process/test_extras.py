@@ -1,6 +1,7 @@
 """Whoever lacks a package is told which, what for, and the line that installs it."""
 
 import ast
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -47,3 +48,46 @@ def test_the_line_is_that_of_the_checkout_or_of_the_wheel(monkeypatch, tmp_path)
 @pytest.mark.parametrize('name', ['handpose_jax.nowhere', 'somebody_elses', None])
 def test_a_module_of_somebody_else_is_not_explained(name):
     assert extras.missing(ModuleNotFoundError(name=name), 'handpose train') is None
+
+
+# Finds no module of the extra `train`, as an installation of the core alone.
+CORE_ALONE = """
+import runpy, sys
+from handpose_jax.process import extras
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in extras._MODULES['train']:
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+sys.meta_path.insert(0, Nothing())
+kind, name, *sys.argv[1:] = sys.argv[1:]
+sys.argv[0] = name
+sys.path[0] = ''
+run = runpy.run_module if kind == 'module' else runpy.run_path
+run(name, run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize(
+    'command',
+    [
+        'module handpose_jax.main --config configs/quickstart.py',
+        'module handpose_jax train --config configs/quickstart.py',
+        'module handpose_jax evaluate --workdir W',
+        'module handpose_jax export --workdir W',
+        'module handpose_jax prepare synthetic_hands',
+        'module handpose_jax browse D',
+        'path datasets/prepare.py synthetic_hands',
+        'path datasets/browse.py D',
+    ],
+)
+def test_a_command_without_its_packages_ends_in_that_sentence(command):
+    ended = subprocess.run(
+        [sys.executable, '-c', CORE_ALONE, *command.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert 'needs the module' in ended.stderr
+    assert 'pip install -e ".[' in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
