@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from handpose_jax import evaluate, inference, train
 from handpose_jax.config import data, load
-from handpose_jax.process import allocator, command_line, distributed
+from handpose_jax.process import allocator, command_line, compilation_cache, distributed
 
 FIGURES = ('hands', 'epe_median_224', 'epe_mean_224', 'auc', 'pck_at_0.2')
 
@@ -159,6 +159,7 @@ def main() -> None:
     if 'HANDPOSE_ASSETS' not in os.environ:
         sys.exit('error: HANDPOSE_ASSETS is not set to the folder of photographs')
     allocator.keep_freed_memory()
+    compilation_cache.keep_compiled_programs()
     assets = pathlib.Path(os.environ['HANDPOSE_ASSETS'])
     run = inference.load_run(flags.start)
     first = results_file.head('finetuning', assets=True)
