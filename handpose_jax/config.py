@@ -102,9 +102,11 @@ def paper() -> ConfigDict:
     config.size = 224  # side of the input, pixels
     config.batch_size = 32
     config.num_steps = 60_000
+    config.minutes = 0.0  # of training, which then decide num_steps, see training/minutes.py
     config.sigma = 7.0  # of the target peaks, pixels of a 224 crop
     config.loss = 'squared_error'  # or 'iou'
     config.ema = 0.0  # weight of the old average of the parameters; 0: none
+    config.freeze_batch_stats = False  # keep the statistics of batch normalisation as they begin
     config.init_from = ''  # weights to start from, see training/state.py; '': random
 
     config.model = ConfigDict()
@@ -124,6 +126,8 @@ def paper() -> ConfigDict:
     config.pipeline = ConfigDict()
     # Groups of n records (parts of a mixture) count like n ** balance; or a share for each part.
     config.pipeline.balance = 1.0
+    # A mixture's parts have groups too: the same exponent for these.
+    config.pipeline.balance_within = 1.0
     config.pipeline.num_threads = 2
 
     config.augmentation = ConfigDict()
@@ -160,6 +164,7 @@ def paper() -> ConfigDict:
     config.log_every = 50
     config.eval_every = 1000
     config.checkpoint_every = 1000
+    config.weights_every_seconds = 0.0  # W/weights.safetensors is written anew; 0: never
     return config
 
 
@@ -328,6 +333,8 @@ def check(config: ConfigDict) -> None:
         demand(field, lambda value: value >= 1, 'a number of at least 1')
     for field in ('seed', 'max_skipped', 'empty_after', 'early_stopping.patience'):
         demand(field, lambda value: value >= 0, 'a number of at least 0')
+    demand('minutes', lambda value: value >= 0, 'minutes above 0, or 0 where num_steps decides')
+    demand('weights_every_seconds', lambda value: value >= 0, 'a number of seconds, or 0 for never')
     demand('sigma', lambda value: value > 0, 'a number of pixels above 0')
     demand('ema', lambda value: 0 <= value < 1, 'a weight of at least 0 and below 1')
     demand('loss', LOSSES.__contains__, f'one of {", ".join(LOSSES)}')
@@ -353,6 +360,21 @@ def source_settings(block: ConfigDict) -> dict[str, Any]:
     if block.name == 'mixture':
         values['parts'] = {name: source_settings(one) for name, one in block.parts.items()}
     return {key: value for key, value in values.items() if key not in others}
+
+
+def training_data(config: ConfigDict) -> dict[str, Any]:
+    """The data set that a run learns from, as keyword arguments of data.sources.load_source.
+
+    A part of a mixture whose share in config.pipeline.balance is 0 is left out, and never opened.
+    """
+    settings = source_settings(config.data)
+    shares = balance(config)
+    if config.data.name == 'mixture' and isinstance(shares, dict):
+        left_out = config.pipeline.balance.keys() - shares.keys()
+        settings['parts'] = {
+            name: part for name, part in settings['parts'].items() if name not in left_out
+        }
+    return settings
 
 
 def evaluation_data(config: ConfigDict) -> dict[str, Any]:
@@ -381,10 +403,10 @@ def balance(config: ConfigDict) -> float | dict[str, float]:
     """How often each group of records is shown, see data.pipeline.train_dataset.
 
     Shares by name are of the parts of a mixture, and mean nothing for another data set, which is
-    then shown record by record.
+    then shown record by record. Those of 0 are left out, see training_data.
     """
     value = config.pipeline.balance
     if not isinstance(value, ConfigDict):
         return value
-    shares: dict[str, float] = value.to_dict()
+    shares = {name: share for name, share in value.to_dict().items() if share}
     return shares if config.data.name == 'mixture' else 1.0

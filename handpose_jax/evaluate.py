@@ -1,8 +1,10 @@
 """Evaluation: predictions over a whole split, metrics under a protocol, and pictures of them."""
 
 import hashlib
+import itertools
 import json
 import re
+import time
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -37,6 +39,7 @@ SHEET_FILE = 'predictions.png'
 EVALUATIONS = 'evaluations'
 
 _CROP_TOLERANCE = 0.01
+_TIMED_BATCHES = 5
 
 _SHEET_COLUMNS = 8
 _CAPTION_LENGTH = 20
@@ -73,6 +76,7 @@ class Evaluation:
         self._protocol = protocols.get_protocol(config.protocol)
         self._split = config.eval_split
         self._size = config.size
+        self._batch_size = config.eval_batch_size
         data = evaluation_data(config)
         self._source = sources.load_source(split=config.eval_split, **data)
         sources.check_images(self._source)
@@ -97,9 +101,7 @@ class Evaluation:
         """
         parts, crops = [], []
         for part in self._batches:
-            spread = distributed.to_devices(part, self._mesh)
-            predicted = self._predict(variables, spread.pop('image'))
-            prediction, batch = distributed.fetch((predicted, spread), self._mesh)
+            prediction, batch = self._predicted(variables, part)
             errors = KeypointErrors.from_batch(
                 prediction.keypoints, prediction.confidence, batch, self._size
             )
@@ -109,6 +111,25 @@ class Evaluation:
         notes = self._notes or _check_crops(self._protocol, np.concatenate(crops))
         summary = {'split': self._split, **errors.summary(self._protocol), 'notes': notes}
         return Result(errors, summary)
+
+    def _predicted(self, variables: Any, part: Any) -> Any:
+        spread = distributed.to_devices(part, self._mesh)
+        predicted = self._predict(variables, spread.pop('image'))
+        return distributed.fetch((predicted, spread), self._mesh)
+
+    def seconds(self, variables: Any) -> float:
+        """About what `run` takes, once it is compiled; all processes must call it.
+
+        Args:
+            variables: see run.
+        """
+        first, *others = itertools.islice(self._batches, _TIMED_BATCHES)
+        self._predicted(variables, first)
+        begin = time.perf_counter()
+        for part in (first, *others):
+            self._predicted(variables, part)
+        each = (time.perf_counter() - begin) / (1 + len(others))
+        return each * -(-len(self._source) // self._batch_size)
 
     def write(self, workdir: str, step: int, result: Result) -> None:
         """Writes metrics.json, predictions.json, evaluation.npz and predictions.png.

@@ -1,17 +1,19 @@
 """Training: the step, and the loop around it."""
 
 import contextlib
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from handpose_jax import evaluate, heatmaps, models
-from handpose_jax.config import balance, check, source_settings
+from handpose_jax.config import balance, check, training_data
 from handpose_jax.data import pipeline, sources
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.evaluation import metrics, protocols
@@ -21,8 +23,10 @@ from handpose_jax.training import (
     checkpoints,
     health,
     losses,
+    minutes,
     optimizers,
     provenance,
+    weight_files,
     workdirs,
     writers,
 )
@@ -45,6 +49,7 @@ def make_train_step(
     *,
     sigma: float,
     ema: float = 0.0,
+    freeze_batch_stats: bool = False,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes the function of one step; pure, to be jitted by the caller with donated state.
 
@@ -54,6 +59,7 @@ def make_train_step(
         loss: (heatmaps, targets, weights) to a number, see losses.py.
         sigma: of the target peaks, pixels of a 224 crop; other crop sizes scale it.
         ema: weight of the old average of the parameters at each step; 0 for no averaging.
+        freeze_batch_stats: normalise by the running statistics, as inference does, and keep them.
 
     Returns:
         (state, batch of types.Batch) -> (state, metrics). metrics: 'loss' and 'gradient_norm'
@@ -80,7 +86,7 @@ def make_train_step(
             maps, updated = model.apply(
                 {'params': params, 'batch_stats': state.batch_stats},
                 batch['image'],
-                train=True,
+                train=not freeze_batch_stats,
                 mutable=['batch_stats'],
             )
             peak = _mean_peak(maps, batch['visible'])
@@ -135,6 +141,75 @@ def _average(old: Any, new: Any, decay: float, step: jax.Array) -> Any:
     return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, old, new)
 
 
+class Prepared(NamedTuple):
+    """What a training goes by.
+
+    Attributes:
+        source: the training data.
+        model: the network.
+        rate: the learning rate as a function of the step.
+        state: before the first step.
+        iterator: over batches; its place belongs to a checkpoint.
+        advance: one step: takes the iterator's next batch, and from a state, which is used up,
+            makes the next one, with the metrics of make_train_step and the batch.
+    """
+
+    source: Source
+    model: models.Network
+    rate: optax.Schedule
+    state: TrainState
+    iterator: grain.DatasetIterator
+    advance: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array], Any]]
+
+
+def prepare(config: ConfigDict, mesh: Mesh, *, init_from: str) -> Prepared:
+    """Opens data, network and optimizer, and makes the compiled step; writes nothing.
+
+    Args:
+        config: as configs/*.py make it.
+        mesh: from distributed.data_mesh.
+        init_from: weights to start from, see training/state.py; '' for none.
+
+    Raises:
+        ValueError: for bad data or settings.
+    """
+    batch_size = distributed.process_batch_size(config.batch_size, mesh, field='batch_size')
+    source = sources.load_source(split=config.train_split, **training_data(config))
+    sources.check_images(source)
+    model = models.build(**config.model.to_dict())
+    tx, rate = optimizers.build(num_steps=config.num_steps, **config.optimizer.to_dict())
+    iterator = iter(_train_dataset(config, source, batch_size))
+    state = init_state(
+        model,
+        tx,
+        size=config.size,
+        seed=config.seed,
+        use_ema=bool(config.ema),
+        init_from=init_from,
+        model_name=config.model.name,
+    )
+    state = distributed.replicate(state, mesh)
+    step_function = jax.jit(
+        make_train_step(
+            model,
+            tx,
+            LOSSES[config.loss],
+            sigma=config.sigma,
+            ema=config.ema,
+            freeze_batch_stats=config.freeze_batch_stats,
+        ),
+        donate_argnums=0,
+        out_shardings=distributed.replicated(mesh),
+        compiler_options=compiler_options.for_training(),
+    )
+
+    def advance(state: TrainState) -> tuple[TrainState, dict[str, jax.Array], Any]:
+        batch = next(iterator)
+        return *step_function(state, distributed.to_devices(batch, mesh)), batch
+
+    return Prepared(source, model, rate, state, iterator, advance)
+
+
 def train(
     config: ConfigDict,
     workdir: str,
@@ -157,14 +232,14 @@ def train(
         ValueError: for bad data or settings, or a workdir with another config.
         interruption.Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
     """
+    began = time.monotonic()
     check(config)
     mesh = distributed.data_mesh()
-    batch_size = distributed.process_batch_size(config.batch_size, mesh, field='batch_size')
+    config = minutes.of_run(workdir, config)
     checkpoints.check_workdir(workdir, config)
-    source = sources.load_source(split=config.train_split, **source_settings(config.data))
-    sources.check_images(source)
-    model = models.build(**config.model.to_dict())
-    tx, rate = optimizers.build(num_steps=config.num_steps, **config.optimizer.to_dict())
+    # A run that goes on needs no start, and its weights may lie elsewhere by now.
+    run = prepare(config, mesh, init_from='' if workdirs.steps(workdir) else config.init_from)
+    source, state, iterator, rate = run.source, run.state, run.iterator, run.rate
     measured = metrics.metrics_of(protocols.get_protocol(config.protocol))
     errors = [metric.name for metric in measured if metric.is_error]
     if config.early_stopping.metric not in errors:
@@ -173,25 +248,21 @@ def train(
             f'got {config.early_stopping.metric!r}'
         )
     stopping = EarlyStopping(**config.early_stopping.to_dict())
-    iterator = iter(_train_dataset(config, source, batch_size))
-    evaluation = evaluate.Evaluation(config, model, mesh)
-    state = init_state(
-        model,
-        tx,
-        size=config.size,
-        seed=config.seed,
-        use_ema=bool(config.ema),
-        # A run that goes on needs no start, and its weights may lie elsewhere by now.
-        init_from='' if workdirs.steps(workdir) else config.init_from,
-        model_name=config.model.name,
-    )
-    state = distributed.replicate(state, mesh)
-    step_function = jax.jit(
-        make_train_step(model, tx, LOSSES[config.loss], sigma=config.sigma, ema=config.ema),
-        donate_argnums=0,
-        out_shardings=distributed.replicated(mesh),
-        compiler_options=compiler_options.for_training(),
-    )
+    evaluation = evaluate.Evaluation(config, run.model, mesh)
+    if config.minutes and not checkpoints.holds_run(workdir):
+        config = minutes.fitted(
+            config,
+            began,
+            run.advance,
+            evaluation.seconds,
+            state=state,
+            iterator=iterator,
+            stopping=stopping,
+            mesh=mesh,
+        )
+        length = config.num_steps, config.optimizer.get('warmup_steps', 0)
+        state = state._replace(opt_state=optimizers.with_length(state.opt_state, *length))
+        _, rate = optimizers.build(num_steps=config.num_steps, **config.optimizer.to_dict())
     main = distributed.is_main_process()
     # Nothing is written before all that can be wrong has been opened.
     with (
@@ -225,9 +296,9 @@ def train(
                 log=bar.write,
             )
             told_to_stop = distributed.AnyProcess(mesh)
+            weights = weight_files.Regularly(workdir, config, enabled=main)
             for step in range(first + 1, last + 1):
-                batch = next(iterator)
-                state, measures = step_function(state, distributed.to_devices(batch, mesh))
+                state, measures, batch = run.advance(state)
                 watch.step(step, measures, batch)
                 bar.update(images=config.batch_size, loss=measures['loss'])
                 if step % config.log_every == 0 or step == last:
@@ -244,6 +315,7 @@ def train(
                 if step % config.checkpoint_every == 0 or leaves:
                     watch.finish()
                     saved.save(state, iterator, stopping)
+                weights.offer(state.variables, step, last=leaves)
                 if stops and step < last:
                     raise interruption.Interrupted(
                         f'stopped at step {step} of {config.num_steps} and saved it; the same '
@@ -270,6 +342,7 @@ def _train_dataset(config: ConfigDict, source: Source, batch_size: int) -> grain
         seed=config.seed,
         augmentation=Augmentation(**config.augmentation.to_dict()),
         balance=balance(config),
+        balance_within=config.pipeline.balance_within,
         num_threads=config.pipeline.num_threads,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from handpose_jax import config as configs
@@ -9,6 +11,7 @@ from handpose_jax import models, train
 from handpose_jax.data import sources
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.evaluation import protocols
+from handpose_jax.models import complexity
 from handpose_jax.training import optimizers
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
@@ -17,9 +20,11 @@ VARIANTS = [
     for path in CONFIGS
     for variant in (
         *('', 'smoke'),
-        *{'freihand_unet': ('short',), 'table1_small': ('112', '224', 'two_sets', 'resnet50')}.get(
-            path.stem, ()
-        ),
+        *{
+            'freihand_unet': ('short',),
+            'table1_small': ('112', '224', 'two_sets', 'resnet50'),
+            'release': ('112', '224', 'mobile'),
+        }.get(path.stem, ()),
     )
 ]
 every_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -61,6 +66,29 @@ def test_any_config_can_be_pointed_at_any_data(path, variant):
         )
         assert configs.evaluation_data(config) == {'name': name, **taken}
         assert isinstance(configs.balance(config), float)
+
+
+def test_a_part_without_a_share_is_left_out():
+    config = configs.load('release')
+    names = set(config.data.parts)
+    assert set(configs.training_data(config)['parts']) == set(configs.balance(config)) == names
+    config.pipeline.balance.webcam = 0.0
+    config.pipeline.balance.no_hands = 0.0
+    rest = {'real', 'rendered'}
+    assert set(configs.training_data(config)['parts']) == set(configs.balance(config)) == rest
+    assert set(configs.training_data(configs.load('table1_small:two_sets'))['parts']) == {
+        'photographs',
+        'rendered',
+    }
+
+
+def test_the_mobile_network_is_as_small_as_its_config_says():
+    config = configs.load('release:mobile')
+    model = models.build(**config.model.to_dict(), implementation='lax')
+    assert round(complexity.count_macs(model, config.size) / 1e6) == 130
+    images = jnp.zeros((1, config.size, config.size, 3), jnp.uint8)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    assert round(complexity.count_parameters(shapes['params']) / 1e6, 2) == 2.06
 
 
 def test_what_no_source_knows_is_not_dropped():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import handpose_jax
-from handpose_jax import evaluate, predict, train
+from handpose_jax import evaluate, inference, predict, train
 from handpose_jax.config import load
 from handpose_jax.data.sources import SketchSource
 from handpose_jax.evaluation import report
@@ -77,6 +77,26 @@ def test_training_resumed_twice_is_bit_identical(tmp_path, trained_state):
         np.testing.assert_array_equal(a, b)
     assert (parts / 'metrics.jsonl').read_text() == (trained / 'metrics.jsonl').read_text()
     assert (parts / 'metrics.json').read_text() == (trained / 'metrics.json').read_text()
+
+
+@pytest.mark.slow
+def test_frozen_statistics_stay_to_the_bit_while_the_parameters_move(tmp_path, trained_state):
+    """As configs/finetune.py has it; what the step sees are the statistics of inference."""
+    start = {'init_from': str(trained_state[0]), 'freeze_batch_stats': True, 'num_steps': 2}
+    state = train.train(smoke_config(**start), str(tmp_path))
+    before = inference.load_run(str(trained_state[0])).variables
+    stats = zip(*map(jax.tree.leaves, (state.batch_stats, before['batch_stats'])), strict=True)
+    for after, kept in stats:
+        np.testing.assert_array_equal(after, kept)
+    params = zip(*map(jax.tree.leaves, (state.params, before['params'])), strict=True)
+    moved = [bool((np.asarray(a) != np.asarray(b)).any()) for a, b in params]
+    assert np.mean(moved) > 0.9
+    rows = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    losses = {'frozen': json.loads(rows[0])['loss']}
+    free = tmp_path / 'free'
+    train.train(smoke_config(**{**start, 'freeze_batch_stats': False}), str(free), stop_at=1)
+    losses['free'] = json.loads((free / 'metrics.jsonl').read_text().splitlines()[0])['loss']
+    assert losses['frozen'] != pytest.approx(losses['free'], rel=1e-3)
 
 
 @pytest.mark.slow

@@ -44,6 +44,11 @@ class MixtureSource:
             for _ in range(len(part))
         )
 
+    @property
+    def inner_groups(self) -> Sequence[str]:
+        """For each record the group that it has in its part."""
+        return tuple(group for part in self._parts for group in part.groups)
+
     def __len__(self) -> int:
         return self._ends[-1]
 

@@ -29,6 +29,7 @@ def train_dataset(
     seed: int,
     augmentation: Augmentation | None,
     balance: float | Mapping[str, float] = 1.0,
+    balance_within: float = 1.0,
     num_threads: int = 2,
     shard_index: int = 0,
     shard_count: int = 1,
@@ -47,6 +48,8 @@ def train_dataset(
             records)**b: 1 takes the records as they are, each once per epoch; 0 shows all groups
             equally often. Or the shares themselves, a weight for each group; 0 leaves it out.
             Within a group every record comes equally often.
+        balance_within: the same exponent for the groups inside each part of a mixture, whose own
+            groups are its parts: 1 takes the records of a part as they are.
         num_threads: threads that make batches; 0 makes them when asked for.
         shard_index: which part of the stream to take, for several processes.
         shard_count: into how many parts the stream is dealt, batch by batch.
@@ -61,12 +64,13 @@ def train_dataset(
     _check(source, size, batch_size, num_threads, shard_index, shard_count)
     if not 0 <= seed < 2**32:
         raise ValueError(f'seed must be in 0..2**32 - 1, got {seed}')
-    if not isinstance(balance, Mapping) and not 0 <= balance <= 1:
-        raise ValueError(f'balance must be in 0..1, got {balance}')
-    if balance == 1:
+    for name, value in (('balance', balance), ('balance_within', balance_within)):
+        if not isinstance(value, Mapping) and not 0 <= value <= 1:
+            raise ValueError(f'{name} must be in 0..1, got {value}')
+    if balance == 1 and balance_within == 1:
         indices = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
     else:
-        indices = _balanced_indices(source, balance, seed)
+        indices = _balanced_indices(source, balance, seed, balance_within)
     batches = indices.random_map(_TrainExample(source, size, augmentation), seed=seed).batch(
         batch_size, drop_remainder=True
     )
@@ -161,7 +165,10 @@ def _example(
 
 
 def _balanced_indices(
-    source: Source, balance: float | Mapping[str, float], seed: int
+    source: Source,
+    balance: float | Mapping[str, float],
+    seed: int,
+    within: float = 1.0,
 ) -> grain.MapDataset:
     members: dict[str, list[int]] = defaultdict(list)
     for index, group in enumerate(source.groups):
@@ -173,11 +180,26 @@ def _balanced_indices(
         share = balance[group] if isinstance(balance, Mapping) else float(len(indices)) ** balance
         if not share:
             continue
-        # Neighbouring seeds would give groups of equal size the same order, one epoch apart.
-        group_seed = int(np.random.SeedSequence([seed, position]).generate_state(1)[0])
-        parts.append(grain.MapDataset.source(indices).shuffle(seed=group_seed).repeat())
-        shares.append(share)
+        inner = _inner_groups(source, indices, within)
+        total = sum(len(some) ** within for some in inner)
+        for number, some in enumerate(inner):
+            # Neighbouring seeds would give groups of equal size the same order, one epoch apart.
+            words = [seed, position, number] if number else [seed, position]
+            group_seed = int(np.random.SeedSequence(words).generate_state(1)[0])
+            parts.append(grain.MapDataset.source(some).shuffle(seed=group_seed).repeat())
+            shares.append(share * len(some) ** within / total)
     return grain.MapDataset.mix(parts, shares)
+
+
+def _inner_groups(source: Source, indices: list[int], within: float) -> list[list[int]]:
+    """The records of one group by the group that they have in their part of a mixture."""
+    inner = getattr(source, 'inner_groups', None)
+    if within == 1 or inner is None:
+        return [indices]
+    members: dict[str, list[int]] = defaultdict(list)
+    for index in indices:
+        members[inner[index]].append(index)
+    return list(members.values())
 
 
 def _check_weights(balance: Mapping[str, float], groups: Iterable[str]) -> None:

@@ -134,6 +134,15 @@ def fetch(tree: Any, mesh: Mesh) -> Any:
     return jax.device_get(tree)
 
 
+def largest(value: float, mesh: Mesh) -> float:
+    """The largest of the numbers that the processes bring, the same in each; all must call it."""
+    if jax.process_count() == 1:
+        return value
+    values = np.full(len(mesh.local_devices), value, np.float32)
+    most = jax.jit(jnp.max, out_shardings=replicated(mesh))
+    return float(most(to_devices({'value': values}, mesh)['value']))
+
+
 def _same(tree: Any) -> Any:
     return tree
 

@@ -68,7 +68,7 @@ def check_workdir(workdir: str, config: ConfigDict) -> None:
     if (folder / CONFIG_FILE).exists():
         # A start that failed before it saved anything bars nobody.
         old = load_config(workdir)
-        if steps(workdir) or _has_rows(folder):
+        if holds_run(workdir):
             _check_same_config(workdir, old, config)
         return
     foreign = [name for name in _RUN_FILES if (folder / name).exists()]
@@ -79,9 +79,12 @@ def check_workdir(workdir: str, config: ConfigDict) -> None:
         )
 
 
-def _has_rows(folder: Any) -> bool:
-    path = folder / 'metrics.jsonl'
-    return path.exists() and bool(path.read_bytes().strip())
+def holds_run(workdir: str) -> bool:
+    """Whether a run has begun in a workdir and left something: it goes on with its own config."""
+    folder = storage.folder(workdir)
+    rows = folder / 'metrics.jsonl'
+    has_rows = rows.exists() and bool(rows.read_bytes().strip())
+    return (folder / CONFIG_FILE).exists() and (has_rows or bool(steps(workdir)))
 
 
 def save_config(workdir: str, config: ConfigDict) -> None:

@@ -1,14 +1,18 @@
 """Optimizers and learning-rate schedules by name. `build(name, **kwargs)` is how configs choose."""
 
 import difflib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
+
+SCHEDULES = ('constant', 'cosine', 'plateau')
 
 
 def schedule(
@@ -31,18 +35,77 @@ def schedule(
             f'optimizer.warmup_steps must be in 0..{num_steps - 1} (num_steps - 1), '
             f'got {warmup_steps}'
         )
-    if name in ('constant', 'plateau'):
-        after: optax.Schedule = optax.constant_schedule(learning_rate)
-    elif name == 'cosine':
-        after = optax.cosine_decay_schedule(learning_rate, num_steps - warmup_steps)
-    else:
+    if name not in SCHEDULES:
         raise ValueError(
             f"optimizer.schedule_name: expected 'constant', 'cosine' or 'plateau', got {name!r}"
         )
-    if not warmup_steps:
-        return after
-    rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    return optax.join_schedules([rise, after], [warmup_steps])
+    return functools.partial(
+        _rate, name=name, highest=learning_rate, num_steps=num_steps, warmup_steps=warmup_steps
+    )
+
+
+def _rate(step: Any, *, name: str, highest: float, num_steps: Any, warmup_steps: Any) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    rise = step / jnp.maximum(warmup_steps, 1)
+    done = jnp.clip((step - warmup_steps) / jnp.maximum(num_steps - warmup_steps, 1), 0, 1)
+    after = 0.5 * (1 + jnp.cos(jnp.pi * done)) if name == 'cosine' else jnp.ones(())
+    return highest * jnp.where(step < warmup_steps, rise, after)
+
+
+class ScheduleState(NamedTuple):
+    """Where a schedule is, and how long it is, i32[] each.
+
+    The length belongs to the state and not to the compiled step, so that one program serves any
+    length: that of a training is known only after some steps where it is given as minutes.
+    """
+
+    step: jax.Array
+    num_steps: jax.Array
+    warmup_steps: jax.Array
+
+
+def _follow(
+    name: str, highest: float, num_steps: int, warmup_steps: int
+) -> optax.GradientTransformation:
+    """Scales updates by the schedule's rate."""
+
+    def init(params: Any) -> ScheduleState:
+        del params
+        return ScheduleState(*(jnp.array(n, jnp.int32) for n in (0, num_steps, warmup_steps)))
+
+    def update(updates: Any, state: ScheduleState, params: Any = None) -> tuple[Any, ScheduleState]:
+        del params
+        rate = _rate(
+            state.step,
+            name=name,
+            highest=highest,
+            num_steps=state.num_steps,
+            warmup_steps=state.warmup_steps,
+        )
+        scaled = jax.tree.map(lambda leaf: (rate * leaf).astype(leaf.dtype), updates)
+        return scaled, state._replace(step=optax.safe_increment(state.step))
+
+    return optax.GradientTransformation(init, update)
+
+
+def with_length(opt_state: optax.OptState, num_steps: int, warmup_steps: int) -> optax.OptState:
+    """The state of an optimizer whose schedule is laid out for another number of steps.
+
+    Args:
+        opt_state: of an optimizer from `build`.
+        num_steps: see `schedule`.
+        warmup_steps: see `schedule`.
+    """
+
+    def lay_out(node: Any) -> Any:
+        if not isinstance(node, ScheduleState):
+            return node
+        # As they were placed, on however many devices.
+        values = (num_steps, node.num_steps), (warmup_steps, node.warmup_steps)
+        lengths = (jax.device_put(jnp.full_like(old, new), old.sharding) for new, old in values)
+        return ScheduleState(node.step, *lengths)
+
+    return jax.tree.map(lay_out, opt_state, is_leaf=lambda node: isinstance(node, ScheduleState))
 
 
 def plateau(
@@ -71,26 +134,24 @@ def plateau(
     )
 
 
-def adadelta(
-    rate: optax.Schedule, *, rho: float = 0.95, eps: float = 1e-7
-) -> optax.GradientTransformation:
+def adadelta(*, rho: float = 0.95, eps: float = 1e-7) -> optax.GradientTransformation:
     """ADADELTA with the numbers of Keras, which optax does not share.
 
     Source: Gouidis et al. 2019 name the method; Keras's defaults are lr 1.0, rho 0.95, eps 1e-7.
     """
-    return optax.adadelta(rate, rho=rho, eps=eps)
+    return optax.adadelta(1.0, rho=rho, eps=eps)
 
 
 def adamw(
-    rate: optax.Schedule, *, weight_decay: float = 1e-4, b1: float = 0.9, b2: float = 0.999
+    *, weight_decay: float = 1e-4, b1: float = 0.9, b2: float = 0.999
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay on kernels only: biases and BN scales are left alone."""
-    return optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_kernel)
+    return optax.adamw(1.0, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_kernel)
 
 
-def sgd(rate: optax.Schedule, *, momentum: float = 0.0) -> optax.GradientTransformation:
+def sgd(*, momentum: float = 0.0) -> optax.GradientTransformation:
     """Stochastic gradient descent, as the tutorial uses it (without momentum)."""
-    return optax.sgd(rate, momentum=momentum or None)
+    return optax.sgd(1.0, momentum=momentum or None)
 
 
 def _is_kernel(params: Any) -> Any:
@@ -103,6 +164,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     'adamw': adamw,
     'sgd': sgd,
 }
+"""Each gives steps at a rate of 1.0, which the schedule's then scales."""
 
 
 def build(
@@ -145,13 +207,15 @@ def build(
         warmup_steps=warmup_steps,
     )
     own = {key: value for key, value in kwargs.items() if key not in on_plateau}
-    parts: list[optax.GradientTransformation] = [OPTIMIZERS[name](rate, **own)]
+    parts: list[optax.GradientTransformation] = [
+        OPTIMIZERS[name](**own),
+        _follow(schedule_name, learning_rate, num_steps, warmup_steps),
+    ]
     if clip_norm:
         parts.insert(0, optax.clip_by_global_norm(clip_norm))
     if schedule_name == 'plateau':
         parts.append(plateau(**{key: kwargs[key] for key in kwargs.keys() & on_plateau}))
-    tx = parts[0] if len(parts) == 1 else optax.chain(*parts)
-    return optax.with_extra_args_support(tx), jax.jit(rate)
+    return optax.with_extra_args_support(optax.chain(*parts)), jax.jit(rate)
 
 
 def current_rate(rate: optax.Schedule, opt_state: optax.OptState, step: int) -> float:

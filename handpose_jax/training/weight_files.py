@@ -9,7 +9,8 @@ paths.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from handpose_jax.config import evaluation_data
 from handpose_jax.process import outputs, storage
 
 SUFFIX = '.safetensors'
+FILE = f'weights{SUFFIX}'
+"""Name of the file in a workdir that a training with weights_every_seconds writes."""
 
 _FORMAT = 1
 _KEY = 'handpose_jax'
@@ -82,6 +85,42 @@ def save(
         raise ValueError(
             f'{path}: cannot be written ({error.strerror}); give a place that can be written'
         ) from error
+
+
+class Regularly:
+    """Keeps W/weights.safetensors near the training, for machines that may be taken away.
+
+    When it is written is a matter of the clock, and what is written of the state alone; the
+    training is the same to the bit with and without it.
+    """
+
+    def __init__(self, workdir: str, config: ConfigDict, *, enabled: bool = True) -> None:
+        """Begins the first interval; writes nothing yet.
+
+        Args:
+            workdir: of the run.
+            config: of the run; weights_every_seconds says how often, 0: never.
+            enabled: False writes nothing, for processes that leave it to another.
+        """
+        self._path = storage.folder(workdir) / FILE
+        self._config = config
+        self._seconds = config.weights_every_seconds if enabled else 0
+        self._since = time.monotonic()
+
+    def offer(self, variables: Callable[[], Any], step: int, *, last: bool = False) -> None:
+        """Writes weights if it is time.
+
+        Args:
+            variables: gives {'params', 'batch_stats'}, as inference uses them.
+            step: that they come from.
+            last: no others follow, so it is time in any case.
+
+        Raises:
+            ValueError: see save.
+        """
+        if self._seconds and (last or time.monotonic() - self._since >= self._seconds):
+            save(self._path, variables(), self._config, step)
+            self._since = time.monotonic()
 
 
 def load(path: str | os.PathLike[str]) -> Weights:

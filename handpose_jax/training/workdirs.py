@@ -36,6 +36,7 @@ _FREE_KEYS = frozenset(
         'log_every',
         'eval_every',
         'checkpoint_every',
+        'weights_every_seconds',
         'eval_batch_size',
         'pipeline.num_threads',
         'max_skipped',

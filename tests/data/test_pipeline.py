@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from handpose_jax.data import pipeline
+from handpose_jax.data.mixture import MixtureSource
 from handpose_jax.data.sources import FolderSource
 from handpose_jax.data.transforms import Augmentation
 
@@ -187,6 +188,18 @@ def test_balance(balance):
         assert max(times) - min(times) <= 1
 
 
+@pytest.mark.parametrize('balance', [{'one': 3.0, 'two': 1.0}, 1.0])
+def test_groups_inside_the_parts_of_a_mixture_are_balanced(balance):
+    parts = {'one': Squares('a' * 16 + 'b' * 4), 'two': Squares('a' * 5)}
+    drawn = indices(train(MixtureSource(parts), 60, size=1, balance=balance, balance_within=0.5))
+    counts = np.array([np.sum(np.less(drawn, end)) for end in (16, 20, 25)]) / len(drawn)
+    share = 0.75 if isinstance(balance, dict) else 0.8
+    # Of the first part two thirds are of the group that is four times as large.
+    np.testing.assert_allclose(counts, [share * 2 / 3, share, 1], atol=0.015)
+    uses = Counter(drawn)
+    assert max(uses[i] for i in range(16)) - min(uses[i] for i in range(16)) <= 1
+
+
 def test_weights_of_groups():
     groups = 'a' * 32 + 'b' * 8 + 'c' * 2
     weights = {'a': 1.0, 'b': 3.0, 'c': 0.0}
@@ -324,6 +337,7 @@ def test_an_empty_source(make):
         ('balance', -0.1),
         ('balance', 1.1),
         ('balance', float('nan')),
+        ('balance_within', 1.1),
     ],
 )
 def test_arguments_out_of_range(name, value):

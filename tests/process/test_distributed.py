@@ -234,6 +234,7 @@ def test_a_single_process_shares_with_nobody():
     for name, values in batch.items():
         assert back[name].dtype == values.dtype
         np.testing.assert_array_equal(back[name], values)
+    assert distributed.largest(2.5, mesh) == 2.5
     any_process = distributed.AnyProcess(mesh)
     assert not any_process(False)
     assert any_process(True)
