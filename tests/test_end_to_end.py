@@ -240,6 +240,7 @@ def test_predict_command_writes_overlay_and_json(trained, tmp_path, capsys):
     assert set(keypoint) == {'name', 'x', 'y', 'confidence', 'probability_correct', 'std_px'}
     assert keypoint['probability_correct'] is None
     assert keypoint['std_px'] is None
+    assert record['presence'] is None
     overlay = cv2.imread(str(out / 'my photo.png'))
     assert overlay.shape[1] / overlay.shape[0] == pytest.approx(160 / 90, rel=0.01)
 
