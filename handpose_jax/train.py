@@ -1,6 +1,7 @@
 """Training: the step, and the loop around it."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from handpose_jax import evaluate, heatmaps, models
 from handpose_jax.config import balance, check, source_settings
-from handpose_jax.data import pipeline, sources
+from handpose_jax.data import pipeline, resident, sources
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.evaluation import metrics, protocols
 from handpose_jax.hand import NUM_KEYPOINTS
@@ -172,6 +173,9 @@ def train(
             f'got {config.early_stopping.metric!r}'
         )
     stopping = EarlyStopping(**config.early_stopping.to_dict())
+    in_memory = config.pipeline.place == 'device'
+    if in_memory:
+        resident.check_fits(len(source), **_storage(config))
     iterator = iter(_train_dataset(config, source, batch_size))
     evaluation = evaluate.Evaluation(config, model, mesh)
     state = init_state(
@@ -185,8 +189,16 @@ def train(
         model_name=config.model.name,
     )
     state = distributed.replicate(state, mesh)
+    take_step = make_train_step(
+        model, tx, LOSSES[config.loss], sigma=config.sigma, ema=config.ema
+    )
+    batch_of = _batch_of(config)
+
+    def train_step(state: TrainState, stored: Any, batch: Any) -> Any:
+        return take_step(state, batch_of(stored, batch))
+
     step_function = jax.jit(
-        make_train_step(model, tx, LOSSES[config.loss], sigma=config.sigma, ema=config.ema),
+        train_step,
         donate_argnums=0,
         out_shardings=distributed.replicated(mesh),
         compiler_options=compiler_options.for_training(),
@@ -211,6 +223,11 @@ def train(
             )
             checkpoints.save_config(workdir, config)
         last = first if stopping.finished else min(config.num_steps, stop_at or config.num_steps)
+        stored = None
+        if in_memory and first < last:
+            stored = resident.load(
+                source, mesh=mesh, num_threads=config.pipeline.num_threads, **_storage(config)
+            )
         with (
             writers.MetricWriter(workdir, resume_step=first, enabled=main) as writer,
             writers.ProgressBar(config.num_steps, initial=first, enabled=main) as bar,
@@ -222,11 +239,12 @@ def train(
                 max_skipped=config.max_skipped,
                 empty_after=config.empty_after,
                 log=bar.write,
+                show=lambda batch: distributed.on_one_device(batch_of, stored, batch),
             )
             told_to_stop = distributed.AnyProcess(mesh)
             for step in range(first + 1, last + 1):
                 batch = next(iterator)
-                state, measures = step_function(state, distributed.to_devices(batch, mesh))
+                state, measures = step_function(state, stored, distributed.to_devices(batch, mesh))
                 watch.step(step, measures, batch)
                 bar.update(images=config.batch_size, loss=measures['loss'])
                 if step % config.log_every == 0 or step == last:
@@ -262,14 +280,38 @@ def train(
 
 
 def _train_dataset(config: ConfigDict, source: Source, batch_size: int) -> grain.IterDataset:
+    stream = {
+        'batch_size': batch_size,
+        'seed': config.seed,
+        'balance': balance(config),
+        'num_threads': config.pipeline.num_threads,
+        'shard_index': jax.process_index(),
+        'shard_count': jax.process_count(),
+    }
+    if config.pipeline.place == 'device':
+        return pipeline.train_positions(source, **stream)
     return pipeline.train_dataset(
-        source,
-        size=config.size,
-        batch_size=batch_size,
-        seed=config.seed,
-        augmentation=Augmentation(**config.augmentation.to_dict()),
-        balance=balance(config),
-        num_threads=config.pipeline.num_threads,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        source, size=config.size, augmentation=_augmentation(config), **stream
+    )
+
+
+def _augmentation(config: ConfigDict) -> Augmentation:
+    return Augmentation(**config.augmentation.to_dict())
+
+
+def _storage(config: ConfigDict) -> dict[str, Any]:
+    """How records are kept in device memory, see resident.load."""
+    return {
+        'size': config.size,
+        'augmentation': _augmentation(config),
+        'side': config.pipeline.stored_side,
+    }
+
+
+def _batch_of(config: ConfigDict) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """From the records in device memory, if any, and what the pipeline gives, to types.Batch."""
+    if config.pipeline.place == 'host':
+        return lambda stored, batch: batch
+    return functools.partial(
+        resident.batch_of, seed=config.seed, size=config.size, augmentation=_augmentation(config)
     )
