@@ -189,9 +189,7 @@ def train(
         model_name=config.model.name,
     )
     state = distributed.replicate(state, mesh)
-    take_step = make_train_step(
-        model, tx, LOSSES[config.loss], sigma=config.sigma, ema=config.ema
-    )
+    take_step = make_train_step(model, tx, LOSSES[config.loss], sigma=config.sigma, ema=config.ema)
     batch_of = _batch_of(config)
 
     def train_step(state: TrainState, stored: Any, batch: Any) -> Any:

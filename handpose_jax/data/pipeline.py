@@ -185,9 +185,7 @@ def _example(
     return made_of(
         source,
         index,
-        functools.partial(
-            crop_example, size=size, augmentation=augmentation, rng=rng, index=index
-        ),
+        functools.partial(crop_example, size=size, augmentation=augmentation, rng=rng, index=index),
     )
 
 

@@ -15,7 +15,7 @@ import concurrent.futures
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +57,7 @@ _Array = jax.Array
 class Stored(NamedTuple):
     """Records in device memory; the frame `square` is pixels of a stored square."""
 
-    images: Any  # u8[n s 3s], RGB; outside of the picture PADDING
+    images: Any  # u8[n 3 s s], RGB; outside of the picture PADDING
     keypoints: Any  # f32[n 21 2], square
     visible: Any  # bool[n 21]
     hidden: Any  # bool[n 21]
@@ -83,9 +83,7 @@ def stored_side(size: int, augmentation: Augmentation) -> int:
         size: side of the crops, pixels.
         augmentation: of the training.
     """
-    inner = math.ceil(
-        _STORED_PER_CROP_PIXEL * augmentation.scale[1] * size * reach(augmentation)
-    )
+    inner = math.ceil(_STORED_PER_CROP_PIXEL * augmentation.scale[1] * size * reach(augmentation))
     return inner + 2 * _margin(inner, size, augmentation)
 
 
@@ -170,15 +168,13 @@ def load(
     side = side or stored_side(size, augmentation)
     inner = side - 2 * _margin(side, size, augmentation)
     cut = functools.partial(_cut, side=side, inner=inner, reached=reach(augmentation))
-    images = jnp.zeros(
-        (len(source), side, 3 * side), jnp.uint8, device=distributed.replicated(mesh)
-    )
+    images = jnp.zeros((len(source), 3, side, side), jnp.uint8, device=distributed.replicated(mesh))
     put = jax.jit(
-        lambda images, part, start: jax.lax.dynamic_update_slice(images, part, (start, 0, 0)),
+        lambda images, part, start: jax.lax.dynamic_update_slice(images, part, (start, 0, 0, 0)),
         donate_argnums=0,
         out_shardings=distributed.replicated(mesh),
     )
-    others = []
+    others: list[Stored] = []
     with concurrent.futures.ThreadPoolExecutor(max(1, num_threads)) as pool:
         # In parts, so that the host never holds all of them.
         for start in range(0, len(source), _RECORDS_AT_ONCE):
@@ -214,7 +210,7 @@ def _cut(sample: Sample, *, side: int, inner: int, reached: float) -> Stored:
     first, end = corners.min(axis=0).round(6), corners.max(axis=0).round(6)
     limits = np.clip(np.concatenate([np.floor(first), np.ceil(end)]), 0, side)
     return Stored(
-        images=image.reshape(side, 3 * side),
+        images=np.moveaxis(image, -1, 0),
         keypoints=moved(sample['keypoints']).astype(np.float32),
         visible=np.asarray(sample['visible'], bool),
         hidden=np.asarray(sample.get('hidden', np.zeros(NUM_KEYPOINTS)), bool),
@@ -249,7 +245,7 @@ def batch_of(
         types.Batch.
     """
     root = jax.random.key(np.uint32(seed), impl='threefry2x32')
-    block = _largest_block(stored.images.shape[1], size, augmentation)
+    block = _largest_block(stored.images.shape[-1], size, augmentation)
 
     def example(position: _Array, index: _Array) -> dict[str, _Array]:
         record = Stored(*(values[index] for values in stored))
@@ -259,7 +255,7 @@ def batch_of(
         image = _warp(record, square_from_crop, record.side / (scale * size), size, block)
         image = augment(image, photometric, augmentation)
         return {
-            'image': image.astype(jnp.uint8),
+            'image': jnp.moveaxis(image, 0, -1).astype(jnp.uint8),
             'keypoints': _apply(crop_from_square, record.keypoints),
             'visible': record.visible,
             'norm_size': record.norm_size,
@@ -281,7 +277,7 @@ def draw_geometry(
     turn = math.radians(augmentation.rotation)
     far = augmentation.translation * size / REFERENCE_SIZE
     return (
-        _uniform(keys[0], *augmentation.scale),
+        _uniform(keys[0], augmentation.scale[0], augmentation.scale[1]),
         _uniform(keys[1], -turn, turn),
         _uniform(keys[2], -far, far, (2,)),
     )
@@ -321,131 +317,134 @@ def _compose(c_from_b: _Array, b_from_a: _Array) -> _Array:
 def _warp(
     record: Stored, square_from_crop: _Array, step: _Array, size: int, largest_block: int
 ) -> _Array:
-    """transforms.warp_crop out of a stored square; f32[size size 3], whole grey levels."""
-    side = record.images.shape[0]
-    # Padding is zero here, which is what weights of zero leave.
-    values = record.images.astype(jnp.float32) - PADDING
-    start, cell = jnp.zeros(2), jnp.ones(2)
+    """transforms.warp_crop out of a stored square; f32[3 size size], whole grey levels."""
+    x, y = jnp.meshgrid(jnp.arange(size), jnp.arange(size))
+    points = _apply(square_from_crop, jnp.stack([x.ravel(), y.ravel()], axis=-1))
+    found = _sample(record.images, points)
     if largest_block > 1:
         block = jnp.where(step + 1e-5 >= AVERAGED_FROM, jnp.floor(step + 1e-5), 1)
         block = jnp.minimum(block, largest_block)
         axes = [
-            _part(square_from_crop[axis], record.limits[axis::2], block, size, side)
-            for axis in (0, 1)
+            _part(square_from_crop[axis], record.limits[axis::2], block, size) for axis in (0, 1)
         ]
         start, cell, count = (jnp.stack(numbers) for numbers in zip(*axes, strict=True))
-        taps = math.ceil(1.5 * largest_block) + 1
-        values = _average_rows(values, start[1], cell[1], count[1], taps)
-        values = _swap(values, side)
-        values = _average_rows(values, start[0], cell[0], count[0], taps)
-        values = jnp.rint(_swap(values, side))
-    x, y = jnp.meshgrid(jnp.arange(size), jnp.arange(size))
-    points = _apply(square_from_crop, jnp.stack([x.ravel(), y.ravel()], axis=-1))
-    points = (points - start + 0.5) / cell - 0.5
+        # A step is less than 1.5 blocks where there are blocks, and a crop may stand on its corner.
+        most = math.ceil(1.5 * math.sqrt(2) * size) + 2 * MARGIN_BLOCKS + 3
+        columns, rows = (
+            _means(start[axis], cell[axis], count[axis], most, record.images.shape[-1])
+            for axis in (0, 1)
+        )
+        small = jnp.rint(_along_axes(record.images.astype(jnp.float32) - PADDING, rows, columns))
+        averaged = _sample(small + PADDING, (points - start + 0.5) / cell - 0.5)
+        found = jnp.where(block > 1, averaged, found)
+    return found.reshape(3, size, size)
+
+
+def _sample(image: _Array, points: _Array) -> _Array:
+    """Bilinearly, (x, y) of f32[p 2] in u8 or f32[3 h w]; f32[3 p], whole grey levels."""
+    height, width = image.shape[1:]
     corner = jnp.floor(points)
-    fraction = points - corner
+    x, y = (points - corner).T
     corner = corner.astype(jnp.int32)
-    pixels = values.reshape(side * side, 3)
-    total = jnp.zeros((size * size, 3))
-    for right in (0, 1):
-        for down in (0, 1):
-            place = corner + jnp.array([right, down])
-            weight = jnp.where(jnp.array([right, down]) == 1, fraction, 1 - fraction).prod(axis=-1)
-            inside = ((place >= 0) & (place < side)).all(axis=-1)
-            place = jnp.clip(place, 0, side - 1)
-            found = pixels[place[:, 1] * side + place[:, 0]]
-            total += jnp.where(inside, weight, 0)[:, None] * found
-    return jnp.rint(total).reshape(size, size, 3) + PADDING
+    pixels = image.reshape(3, -1)
+    total = jnp.zeros((3, len(points)))
+    for right, down, weight in (
+        (0, 0, (1 - x) * (1 - y)),
+        (1, 0, x * (1 - y)),
+        (0, 1, (1 - x) * y),
+        (1, 1, x * y),
+    ):
+        column, row = (corner + np.array([right, down])).T
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        place = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
+        total += jnp.where(inside, weight, 0) * (pixels[:, place].astype(jnp.float32) - PADDING)
+    return jnp.rint(total) + PADDING
 
 
-def _part(
-    row: _Array, limits: _Array, block: _Array, size: int, side: int
-) -> tuple[_Array, _Array, _Array]:
+def _part(row: _Array, limits: _Array, block: _Array, size: int) -> tuple[_Array, _Array, _Array]:
     """What of an axis is averaged: its first pixel, the side of a mean's area, and their count."""
     middle = (row[0] + row[1]) * ((size - 1) / 2) + row[2]
     far = (jnp.abs(row[0]) + jnp.abs(row[1])) * (size / 2)
     margin = MARGIN_BLOCKS * block
-    first = jnp.floor(middle - far + _SLACK) - margin
-    end = jnp.ceil(middle + far - _SLACK) + margin + 1
-    first, end = jnp.clip(first, *limits), jnp.clip(end, *limits)
+    first = jnp.clip(jnp.floor(middle - far + _SLACK) - margin, *limits)
+    end = jnp.clip(jnp.ceil(middle + far - _SLACK) + margin + 1, *limits)
     length = end - first
     count = jnp.where(length > 0, jnp.maximum(1, jnp.round(length / block)), 0)
-    cell = jnp.where(count > 0, length / jnp.maximum(count, 1), 1)
-    averaged = block > 1
-    return (
-        jnp.where(averaged, first, 0),
-        jnp.where(averaged, cell, 1),
-        jnp.where(averaged, count, side),
-    )
+    return first, jnp.where(count > 0, length / jnp.maximum(count, 1), 1), count
 
 
-def _average_rows(
-    values: _Array, start: _Array, cell: _Array, count: _Array, taps: int
-) -> _Array:
-    """Row i is the mean of the old rows from start + i * cell on, over cell of them; 0 from count.
+def _means(start: _Array | float, cell: _Array, count: _Array, most: int, length: int) -> _Array:
+    """The matrix f32[most length] of `count` means of `cell` pixels each, from `start` on."""
+    numbers = jnp.arange(most)[:, None]
+    first = start + numbers * cell
+    pixels = jnp.arange(length)
+    covered = jnp.minimum(first + cell, pixels + 1) - jnp.maximum(first, pixels)
+    return jnp.where(numbers < count, jnp.clip(covered, 0, 1) / cell, 0)
 
-    Args:
-        values: f32[rows columns].
-        start: of the first mean.
-        cell: rows, not whole.
-        count: of the means.
-        taps: no mean touches more rows than that.
+
+# Accelerators round the factors of a product to bfloat16 or TF32 unless told.
+_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def _along_axes(image: _Array, rows: _Array, columns: _Array) -> _Array:
+    """f32[3 h w] to f32[3 r c], by matrices f32[r h] and f32[c w].
+
+    Products of matrices are quick everywhere, and no compiler computes their factors twice.
     """
-    numbers = jnp.arange(values.shape[0])
-    edge = start + numbers * cell
-    first = jnp.floor(edge + _SLACK)
-    rows = first[:, None] + jnp.arange(taps)
-    covered = jnp.minimum(edge[:, None] + cell, rows + 1) - jnp.maximum(edge[:, None], rows)
-    weights = jnp.where((numbers < count)[:, None], jnp.clip(covered, 0, 1) / cell, 0)
-    return _mix_rows(values, first.astype(jnp.int32), weights)
-
-
-def _mix_rows(values: _Array, first: _Array, weights: _Array) -> _Array:
-    """Row i is the weighted sum of the old rows from first[i] on: whole rows are quick to fetch."""
-    last = values.shape[0] - 1
-    return sum(
-        weights[:, tap, None] * values[jnp.minimum(first + tap, last)]
-        for tap in range(weights.shape[1])
-    )
-
-
-def _swap(values: _Array, side: int) -> _Array:
-    """Rows of RGB pixels f32[r 3c] to columns."""
-    return values.reshape(-1, side, 3).swapaxes(0, 1).reshape(side, -1)
+    return _product(_product(rows, image), columns.T)
 
 
 def augment(image: _Array, key: _Array, augmentation: Augmentation) -> _Array:
     """The photometric changes of transforms.crop_example, in their order.
 
     Args:
-        image: f32[size size 3], whole grey levels of 0..255.
+        image: f32[3 size size], whole grey levels of 0..255.
         key: decides everything random.
         augmentation: the ranges; changes that cannot happen are not compiled.
 
     Returns:
         As image.
     """
-    changes: list[tuple[bool | float, Callable[[_Array, _Array], _Array]]] = [
-        (augmentation.occlusion, _occlude),
-        (augmentation.low_resolution, _lose_resolution),
-        (augmentation.blur, _blur),
-        (augmentation.gamma > 0, functools.partial(_bend, spread=augmentation.gamma)),
-        (
-            max(
-                *(augmentation.brightness, augmentation.contrast),
-                *(augmentation.white_balance, augmentation.grey),
-            )
-            > 0,
-            functools.partial(_colour, augmentation=augmentation),
-        ),
-        (augmentation.noise, functools.partial(_add_noise, largest=augmentation.noise_sigma)),
-    ]
-    for (probability, change), pair in zip(
-        changes, jax.random.split(key, (len(changes), 2)), strict=True
+    size = image.shape[-1]
+    keys = iter(jax.random.split(key, (6, 2)))
+
+    def happens(key: _Array, probability: float) -> _Array:
+        return jax.random.uniform(key) < probability
+
+    (chance, values) = next(keys)
+    if augmentation.occlusion:
+        image = jnp.where(happens(chance, augmentation.occlusion), _occlude(image, values), image)
+    same = jnp.eye(size)
+    softened = same
+    (chance, values) = next(keys)
+    if augmentation.low_resolution:
+        softened = jnp.where(
+            happens(chance, augmentation.low_resolution), _coarse(values, size), same
+        )
+    (chance, values) = next(keys)
+    kind, values = jax.random.split(values)
+    blurred = happens(chance, augmentation.blur)
+    gaussian = happens(kind, 0.5)
+    if augmentation.blur:
+        out_of_focus = jnp.where(blurred & gaussian, _gaussian(values, size), same)
+        softened = _product(out_of_focus, softened)
+    if augmentation.low_resolution or augmentation.blur:
+        image = _levels(_along_axes(image, softened, softened))
+    if augmentation.blur:
+        image = jnp.where(blurred & ~gaussian, _levels(_smear(image, values)), image)
+    (_, values) = next(keys)
+    if augmentation.gamma:
+        image = _levels(255 * (image / 255) ** _factors(values, augmentation.gamma))
+    (_, values) = next(keys)
+    if max(
+        *(augmentation.brightness, augmentation.contrast),
+        *(augmentation.white_balance, augmentation.grey),
     ):
-        if probability:
-            happens = jax.random.uniform(pair[0]) < probability
-            image = jnp.where(happens, _levels(change(image, pair[1])), image)
+        image = _levels(_colour(image, values, augmentation))
+    (chance, values) = next(keys)
+    if augmentation.noise:
+        noisy = _levels(_add_noise(image, values, augmentation.noise_sigma))
+        image = jnp.where(happens(chance, augmentation.noise), noisy, image)
     return image
 
 
@@ -463,63 +462,43 @@ def _factors(key: _Array, spread: float, shape: tuple[int, ...] = ()) -> _Array:
 
 
 def _occlude(image: _Array, key: _Array) -> _Array:
-    size = image.shape[0]
+    size = image.shape[-1]
     keys = jax.random.split(key, 3)
     sides = jnp.floor(_uniform(keys[0], 0.1, 0.4, (2,)) * size).astype(jnp.int32)
     first = jax.random.randint(keys[1], (2,), 0, size - sides + 1)
-    colour = jax.random.randint(keys[2], (3,), 0, 256)
+    colour = jax.random.randint(keys[2], (3, 1, 1), 0, 256)
     place = jnp.arange(size)[:, None]
     rows, columns = ((place >= first) & (place < first + sides)).T
-    return jnp.where((rows[:, None] & columns)[..., None], colour, image)
+    return jnp.where(rows[:, None] & columns, colour, image)
 
 
-def _lose_resolution(image: _Array, key: _Array) -> _Array:
-    size = image.shape[0]
+def _coarse(key: _Array, size: int) -> _Array:
+    """The matrix f32[size size] that averages along an axis to fewer pixels, and interpolates."""
     small = jnp.maximum(1, jnp.round(size / _uniform(key, 1.5, 4.0)))
     cell = size / small
-    # The smallest that `small` can be decides how many rows a mean may touch.
-    taps = math.ceil(size / max(1, round(size / 4))) + 1
-    place = jnp.clip((jnp.arange(size) + 0.5) / cell - 0.5, 0, small - 1)
-    first = jnp.floor(place)
-    weights = jnp.stack([1 - (place - first), place - first], axis=-1)
-
-    def both_axes(values: _Array, change: Callable[[_Array], _Array]) -> _Array:
-        return _swap(change(_swap(change(values), size)), size)
-
-    shrunk = both_axes(
-        image.reshape(size, -1), lambda values: _average_rows(values, 0, cell, small, taps)
-    )
-    grown = both_axes(
-        jnp.rint(shrunk), lambda values: _mix_rows(values, first.astype(jnp.int32), weights)
-    )
-    return grown.reshape(image.shape)
+    most = math.ceil(size / 1.5)
+    place = jnp.clip((jnp.arange(size)[:, None] + 0.5) / cell - 0.5, 0, small - 1)
+    between = jnp.maximum(0, 1 - jnp.abs(place - jnp.arange(most)))
+    return _product(between, _means(0.0, cell, small, most, size))
 
 
-def _blur(image: _Array, key: _Array) -> _Array:
-    kind, gaussian, motion = jax.random.split(key, 3)
-    return jnp.where(
-        jax.random.uniform(kind) < 0.5, _soften(image, gaussian), _smear(image, motion)
-    )
-
-
-def _soften(image: _Array, key: _Array) -> _Array:
-    size, unit = image.shape[0], image.shape[0] / REFERENCE_SIZE
+def _gaussian(key: _Array, size: int) -> _Array:
+    """The matrix f32[size size] that blurs along an axis, mirrored at its ends."""
+    unit = size / REFERENCE_SIZE
     sigma = unit * _uniform(key, 0.5, 2.0)
     most = math.ceil(4 * unit)
     offsets = np.arange(-most, most + 1)
     weights = jnp.exp(-(offsets**2) / (2 * sigma**2))
     weights = jnp.where(np.abs(offsets) <= jnp.ceil(2 * sigma), weights, 0)
     weights /= weights.sum()
-
-    def along_rows(values: _Array) -> _Array:
-        framed = jnp.pad(values, ((most, most), (0, 0), (0, 0)), mode='reflect')
-        return sum(weights[n] * framed[n : n + size] for n in range(2 * most + 1))
-
-    return along_rows(along_rows(image).swapaxes(0, 1)).swapaxes(0, 1)
+    met = np.abs(np.arange(size)[:, None] + offsets)
+    met = np.minimum(met, 2 * (size - 1) - met)
+    return (weights[:, None] * (met[..., None] == np.arange(size))).sum(axis=1)
 
 
 def _smear(image: _Array, key: _Array) -> _Array:
-    unit = image.shape[0] / REFERENCE_SIZE
+    """Motion blur: a line through the kernel's centre, as the host draws it."""
+    unit = image.shape[-1] / REFERENCE_SIZE
     keys = jax.random.split(key)
     radius = jnp.maximum(1, jnp.round(unit * _uniform(keys[0], 1.0, 5.0)))
     angle = _uniform(keys[1], 0.0, math.pi)
@@ -527,38 +506,32 @@ def _smear(image: _Array, key: _Array) -> _Array:
     # Half a pixel apart along the line, and no pixel counts twice.
     steps = np.arange(-2 * most, 2 * most + 1)
     shifts = jnp.round(steps[:, None] / 2 * jnp.stack([jnp.sin(angle), jnp.cos(angle)]))
-    within = np.abs(steps) <= 2 * radius
-    before = jnp.roll(shifts, 1, axis=0)
-    fresh = (shifts != before).any(axis=-1) | (steps == -2 * radius)
-    weights = jnp.where(within & fresh, 1.0, 0.0)
+    fresh = (shifts != jnp.roll(shifts, 1, axis=0)).any(axis=-1) | (steps == -2 * radius)
+    weights = jnp.where((np.abs(steps) <= 2 * radius) & fresh, 1.0, 0.0)
     weights /= weights.sum()
-    framed = jnp.pad(image, ((most, most), (most, most), (0, 0)), mode='reflect')
+    framed = jnp.pad(image, ((0, 0), (most, most), (most, most)), mode='reflect')
     corners = (shifts + most).astype(jnp.int32)
-    return sum(
-        weight * jax.lax.dynamic_slice(framed, (corner[0], corner[1], 0), image.shape)
-        for weight, corner in zip(weights, corners, strict=True)
-    )
+    total = jnp.zeros_like(image)
+    for weight, (row, column) in zip(weights, corners, strict=True):
+        total += weight * jax.lax.dynamic_slice(framed, (0, row, column), image.shape)
+    return total
 
 
-def _bend(image: _Array, key: _Array, *, spread: float) -> _Array:
-    return 255 * (image / 255) ** _factors(key, spread)
-
-
-def _colour(image: _Array, key: _Array, *, augmentation: Augmentation) -> _Array:
+def _colour(image: _Array, key: _Array, augmentation: Augmentation) -> _Array:
     keys = jax.random.split(key, 4)
     grey = jax.random.uniform(keys[0]) < augmentation.grey
     linear = jnp.where(grey, jnp.tile(jnp.array(LUMA), (3, 1)), jnp.eye(3))
     linear *= _factors(keys[1], augmentation.white_balance, (3,))[:, None]
     contrast = _factors(keys[2], augmentation.contrast)
     brightness = _uniform(keys[3], -augmentation.brightness, augmentation.brightness)
-    mixed = (image[..., None, :] * (contrast * linear)).sum(axis=-1)
+    mixed = _product(contrast * linear, image.reshape(3, -1)).reshape(image.shape)
     return mixed + 127.5 * (1 - contrast) + 255 * brightness
 
 
-def _add_noise(image: _Array, key: _Array, *, largest: float) -> _Array:
+def _add_noise(image: _Array, key: _Array, largest: float) -> _Array:
     keys = jax.random.split(key)
     weight = _uniform(keys[0], 0.0, largest) / NOISE_SIGMA
     first = jax.random.randint(keys[1], (2,), 0, NOISE_SLACK)
-    tile = jnp.asarray(noise_tile(image.shape[0]))
-    window = jax.lax.dynamic_slice(tile, (first[0], first[1], 0), image.shape)
+    tile = jnp.asarray(np.moveaxis(noise_tile(image.shape[-1]), -1, 0))
+    window = jax.lax.dynamic_slice(tile, (0, first[0], first[1]), image.shape)
     return image + weight * (window.astype(jnp.float32) - 128)

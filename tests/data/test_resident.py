@@ -124,9 +124,7 @@ def test_a_plain_crop_is_crop_example():
         {**sample_of(noise_image(60, 60)), 'hidden': np.arange(21) == 4},
         {**sample_of(noise_image(60, 60)), 'no_hand': True},
     ]
-    found = batches_of(
-        Samples(*samples), [(n, n) for n in range(4)], augmentation=STILL, side=120
-    )
+    found = batches_of(Samples(*samples), [(n, n) for n in range(4)], augmentation=STILL, side=120)
     host = [crop_example(sample, size=SIZE, index=n) for n, sample in enumerate(samples)]
     expected = {name: np.stack([example[name] for example in host]) for name in host[0]}
     assert {k: (v.dtype, v.shape) for k, v in found.items()} == {
@@ -213,7 +211,7 @@ def test_geometry_is_drawn_evenly_from_its_ranges():
 
 
 def photometric_pair(image, count, **fields):
-    """What one kind of change does to an image, by the host and by the device: f64[n s s 3] each."""
+    """What one kind of change does to an image, by host and by device: f64[n s s 3] each."""
     augmentation = Augmentation(rotation=0.0, translation=0.0, scale=(1.0, 1.0), **fields)
     rng = np.random.default_rng(3)
     sample = sample_of(image)
@@ -224,7 +222,8 @@ def photometric_pair(image, count, **fields):
     ]
     change = functools.partial(resident.augment, augmentation=augmentation)
     keys = jax.random.split(jax.random.key(2), count)
-    device = jax.jit(jax.vmap(change, in_axes=(None, 0)))(jnp.asarray(image, jnp.float32), keys)
+    planes = jnp.moveaxis(jnp.asarray(image, jnp.float32), -1, 0)
+    device = jnp.moveaxis(jax.jit(jax.vmap(change, in_axes=(None, 0)))(planes, keys), 1, -1)
     assert (device == jnp.rint(device)).all()
     assert device.min() >= 0
     assert device.max() <= 255
@@ -257,7 +256,9 @@ def levels_of(images):
 
 def roughness_of(images):
     down, across = np.diff(images, axis=1), np.diff(images, axis=2)
-    return np.stack([images.std(axis=(1, 2, 3)), down.std(axis=(1, 2, 3)), across.std((1, 2, 3))], 1)
+    return np.stack(
+        [images.std(axis=(1, 2, 3)), down.std(axis=(1, 2, 3)), across.std((1, 2, 3))], 1
+    )
 
 
 def step_of(images):
