@@ -414,13 +414,14 @@ def augment(image: _Array, key: _Array, augmentation: Augmentation) -> _Array:
     (chance, values) = next(keys)
     if augmentation.occlusion:
         image = jnp.where(happens(chance, augmentation.occlusion), _occlude(image, values), image)
-    same = jnp.eye(size)
-    softened = same
+    # What does not happen is a product with the identity: products are stored, where compilers
+    # would work out a choice between pictures again for every pixel of the next change.
+    same = softened = jnp.eye(size)
     (chance, values) = next(keys)
     if augmentation.low_resolution:
-        softened = jnp.where(
-            happens(chance, augmentation.low_resolution), _coarse(values, size), same
-        )
+        coarse = happens(chance, augmentation.low_resolution)
+        fewer, softened = (jnp.where(coarse, one, same) for one in _coarse(values, size))
+        image = jnp.rint(_along_axes(image, fewer, fewer))
     (chance, values) = next(keys)
     kind, values = jax.random.split(values)
     blurred = happens(chance, augmentation.blur)
@@ -472,14 +473,13 @@ def _occlude(image: _Array, key: _Array) -> _Array:
     return jnp.where(rows[:, None] & columns, colour, image)
 
 
-def _coarse(key: _Array, size: int) -> _Array:
-    """The matrix f32[size size] that averages along an axis to fewer pixels, and interpolates."""
+def _coarse(key: _Array, size: int) -> tuple[_Array, _Array]:
+    """The matrices f32[size size] that average along an axis to fewer pixels, and interpolate."""
     small = jnp.maximum(1, jnp.round(size / _uniform(key, 1.5, 4.0)))
     cell = size / small
-    most = math.ceil(size / 1.5)
     place = jnp.clip((jnp.arange(size)[:, None] + 0.5) / cell - 0.5, 0, small - 1)
-    between = jnp.maximum(0, 1 - jnp.abs(place - jnp.arange(most)))
-    return _product(between, _means(0.0, cell, small, most, size))
+    between = jnp.maximum(0, 1 - jnp.abs(place - jnp.arange(size)))
+    return _means(0.0, cell, small, size, size), between
 
 
 def _gaussian(key: _Array, size: int) -> _Array:

