@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from handpose_jax import models, train
 from handpose_jax.config import load
-from handpose_jax.data import pipeline, sources
+from handpose_jax.data import pipeline, resident, sources
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.process import allocator, command_line, compiler_options, distributed
 from handpose_jax.process.threads import keep_to_one_thread
@@ -37,7 +37,7 @@ from handpose_jax.synthetic import generate
 from handpose_jax.synthetic.render import mitsuba_renderer
 from handpose_jax.training import optimizers
 from handpose_jax.training.state import init_state
-from handpose_jax.types import Source
+from handpose_jax.types import Sample, Source
 
 HERE = pathlib.Path(__file__).parent
 GEOMETRY = Augmentation()
@@ -67,6 +67,53 @@ def _input_round(
         return 32 * batches / (time.perf_counter() - begin)
 
     return measure
+
+
+def _device_round(
+    source: Source, size: int, augmentation: Augmentation, batches: int
+) -> Callable[[], float]:
+    """As _input_round, of batches made in JAX from some of the records, kept in its memory."""
+    some = _Some(source, _RESIDENT_RECORDS)
+    stored = resident.load(some, size=size, augmentation=augmentation, mesh=distributed.data_mesh())
+    make = jax.jit(
+        functools.partial(resident.batch_of, seed=0, size=size, augmentation=augmentation),
+        compiler_options=compiler_options.for_training(),
+    )
+    stream = iter(pipeline.train_positions(some, batch_size=32, seed=0))
+    jax.block_until_ready(make(stored, next(stream)))
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        for _ in range(batches):
+            made = make(stored, next(stream))
+        jax.block_until_ready(made)
+        return 32 * batches / (time.perf_counter() - begin)
+
+    return measure
+
+
+class _Some:
+    """Every so many-th record of a source."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self._source = source
+        self._indices = range(0, len(source), max(1, len(source) // count))
+        self.groups = tuple(source.groups[index] for index in self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return self._source[self._indices[index]]
+
+    def image_id(self, index: int, /) -> str:
+        return self._source.image_id(self._indices[index])
+
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
+
+
+_RESIDENT_RECORDS = 64
 
 
 def _render_some(first: int, count: int) -> None:
@@ -191,6 +238,9 @@ def main() -> None:
             for suffix, augmentation in (('', GEOMETRY), ('_photometric', photometric)):
                 makers[f'input_{size}{suffix}'] = functools.partial(
                     _input_round, photos, size, augmentation, batches=30
+                )
+                makers[f'input_{size}{suffix}_device'] = functools.partial(
+                    _device_round, photos, size, augmentation, batches=5
                 )
     else:
         print('HANDPOSE_ASSETS is not set: the input pipeline on photographs is not measured')

@@ -21,6 +21,7 @@ CROP_SCALE = 2.2
 LOSSES = ('squared_error', 'iou')
 DTYPES = ('float32', 'bfloat16')
 DECODINGS = ('peak', 'weighted_average')
+PLACES = ('host', 'device')
 
 _SMOKES = ('smoke', 'smoke_prepared')
 
@@ -129,6 +130,9 @@ def paper() -> ConfigDict:
     # A mixture's parts have groups too: the same exponent for these.
     config.pipeline.balance_within = 1.0
     config.pipeline.num_threads = 2
+    # 'device': the records wait in the device's memory and are augmented there, see data/resident.
+    config.pipeline.place = 'host'
+    config.pipeline.stored_side = 0  # of the squares kept there, pixels; 0: as many as crops need
 
     config.augmentation = ConfigDict()
     config.augmentation.rotation = 40.0  # degrees, either way
@@ -342,6 +346,12 @@ def check(config: ConfigDict) -> None:
     if 'width' in config.model:
         demand('model.width', lambda value: value > 0, 'a factor above 0')
     demand('decode.method', DECODINGS.__contains__, f'one of {", ".join(DECODINGS)}')
+    demand('pipeline.place', PLACES.__contains__, f'one of {", ".join(PLACES)}')
+    demand(
+        'pipeline.stored_side',
+        lambda value: value == 0 or value >= config.size,
+        f'0 or a number of pixels of at least config.size, {config.size}',
+    )
     demand(
         'augmentation.scale',
         lambda value: len(value) == 2 and 0 < value[0] <= value[1],

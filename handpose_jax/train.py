@@ -1,6 +1,7 @@
 """Training: the step, and the loop around it."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from handpose_jax import evaluate, heatmaps, models
 from handpose_jax.config import balance, check, training_data
-from handpose_jax.data import pipeline, sources
+from handpose_jax.data import pipeline, resident, sources
 from handpose_jax.data.transforms import Augmentation
 from handpose_jax.evaluation import metrics, protocols
 from handpose_jax.hand import NUM_KEYPOINTS
@@ -152,6 +153,8 @@ class Prepared(NamedTuple):
         iterator: over batches; its place belongs to a checkpoint.
         advance: one step: takes the iterator's next batch, and from a state, which is used up,
             makes the next one, with the metrics of make_train_step and the batch.
+        show: makes types.Batch (NumPy) of such a batch, which only names its pictures where they
+            lie in device memory.
     """
 
     source: Source
@@ -160,6 +163,7 @@ class Prepared(NamedTuple):
     state: TrainState
     iterator: grain.DatasetIterator
     advance: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array], Any]]
+    show: Callable[[Any], Any]
 
 
 def prepare(config: ConfigDict, mesh: Mesh, *, init_from: str) -> Prepared:
@@ -176,6 +180,8 @@ def prepare(config: ConfigDict, mesh: Mesh, *, init_from: str) -> Prepared:
     batch_size = distributed.process_batch_size(config.batch_size, mesh, field='batch_size')
     source = sources.load_source(split=config.train_split, **training_data(config))
     sources.check_images(source)
+    if config.pipeline.place == 'device':
+        resident.check_fits(len(source), **_storage(config))
     model = models.build(**config.model.to_dict())
     tx, rate = optimizers.build(num_steps=config.num_steps, **config.optimizer.to_dict())
     iterator = iter(_train_dataset(config, source, batch_size))
@@ -189,25 +195,43 @@ def prepare(config: ConfigDict, mesh: Mesh, *, init_from: str) -> Prepared:
         model_name=config.model.name,
     )
     state = distributed.replicate(state, mesh)
+    take_step = make_train_step(
+        model,
+        tx,
+        LOSSES[config.loss],
+        sigma=config.sigma,
+        ema=config.ema,
+        freeze_batch_stats=config.freeze_batch_stats,
+    )
+    batch_of = _batch_of(config)
+
+    def train_step(state: TrainState, stored: Any, batch: Any) -> Any:
+        return take_step(state, batch_of(stored, batch))
+
     step_function = jax.jit(
-        make_train_step(
-            model,
-            tx,
-            LOSSES[config.loss],
-            sigma=config.sigma,
-            ema=config.ema,
-            freeze_batch_stats=config.freeze_batch_stats,
-        ),
+        train_step,
         donate_argnums=0,
         out_shardings=distributed.replicated(mesh),
         compiler_options=compiler_options.for_training(),
     )
 
+    # Read before the first step only: a run that has ended needs none of it.
+    @functools.cache
+    def stored() -> Any:
+        if config.pipeline.place == 'host':
+            return None
+        return resident.load(
+            source, mesh=mesh, num_threads=config.pipeline.num_threads, **_storage(config)
+        )
+
     def advance(state: TrainState) -> tuple[TrainState, dict[str, jax.Array], Any]:
         batch = next(iterator)
-        return *step_function(state, distributed.to_devices(batch, mesh)), batch
+        return *step_function(state, stored(), distributed.to_devices(batch, mesh)), batch
 
-    return Prepared(source, model, rate, state, iterator, advance)
+    def show(batch: Any) -> Any:
+        return distributed.on_one_device(batch_of, stored(), batch)
+
+    return Prepared(source, model, rate, state, iterator, advance, show)
 
 
 def train(
@@ -294,6 +318,7 @@ def train(
                 max_skipped=config.max_skipped,
                 empty_after=config.empty_after,
                 log=bar.write,
+                show=run.show,
             )
             told_to_stop = distributed.AnyProcess(mesh)
             weights = weight_files.Regularly(workdir, config, enabled=main)
@@ -335,15 +360,39 @@ def train(
 
 
 def _train_dataset(config: ConfigDict, source: Source, batch_size: int) -> grain.IterDataset:
+    stream = {
+        'batch_size': batch_size,
+        'seed': config.seed,
+        'balance': balance(config),
+        'balance_within': config.pipeline.balance_within,
+        'num_threads': config.pipeline.num_threads,
+        'shard_index': jax.process_index(),
+        'shard_count': jax.process_count(),
+    }
+    if config.pipeline.place == 'device':
+        return pipeline.train_positions(source, **stream)
     return pipeline.train_dataset(
-        source,
-        size=config.size,
-        batch_size=batch_size,
-        seed=config.seed,
-        augmentation=Augmentation(**config.augmentation.to_dict()),
-        balance=balance(config),
-        balance_within=config.pipeline.balance_within,
-        num_threads=config.pipeline.num_threads,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        source, size=config.size, augmentation=_augmentation(config), **stream
+    )
+
+
+def _augmentation(config: ConfigDict) -> Augmentation:
+    return Augmentation(**config.augmentation.to_dict())
+
+
+def _storage(config: ConfigDict) -> dict[str, Any]:
+    """How records are kept in device memory, see resident.load."""
+    return {
+        'size': config.size,
+        'augmentation': _augmentation(config),
+        'side': config.pipeline.stored_side,
+    }
+
+
+def _batch_of(config: ConfigDict) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """From the records in device memory, if any, and what the pipeline gives, to types.Batch."""
+    if config.pipeline.place == 'host':
+        return lambda stored, batch: batch
+    return functools.partial(
+        resident.batch_of, seed=config.seed, size=config.size, augmentation=_augmentation(config)
     )

@@ -16,6 +16,7 @@ import pytest
 import handpose_jax
 from handpose_jax import evaluate, inference, predict, train
 from handpose_jax.config import load
+from handpose_jax.data import resident
 from handpose_jax.data.sources import SketchSource
 from handpose_jax.evaluation import report
 from handpose_jax.process import interruption, lock
@@ -97,6 +98,32 @@ def test_frozen_statistics_stay_to_the_bit_while_the_parameters_move(tmp_path, t
     train.train(smoke_config(**{**start, 'freeze_batch_stats': False}), str(free), stop_at=1)
     losses['free'] = json.loads((free / 'metrics.jsonl').read_text().splitlines()[0])['loss']
     assert losses['frozen'] != pytest.approx(losses['free'], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_training_from_device_memory_goes_on_bit_identically(tmp_path):
+    config = {'pipeline.place': 'device', 'augmentation.noise': 0.5, 'augmentation.blur': 0.5}
+    whole = train.train(smoke_config(**config), str(tmp_path / 'whole'))
+    train.train(smoke_config(**config), str(tmp_path / 'parts'), stop_at=3)
+    resumed = train.train(
+        smoke_config(**config, **{'pipeline.num_threads': 0}), str(tmp_path / 'parts')
+    )
+    for a, b in zip(leaves(whole), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    rows = [(tmp_path / name / 'metrics.jsonl').read_text() for name in ('whole', 'parts')]
+    assert rows[0] == rows[1]
+    with pytest.raises(ValueError, match=r"pipeline\.place: 'device' -> 'host'"):
+        train.train(smoke_config(), str(tmp_path / 'whole'))
+
+
+def test_a_data_set_too_large_for_the_device_stops_before_anything_is_written(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(resident, '_free_memory', lambda: (1000, 'on a device'))
+    monkeypatch.setattr(SketchSource, '__getitem__', lambda source, index: pytest.fail('decoded'))
+    with pytest.raises(ValueError, match=r'place.*bytes for 10 records.*1,000 bytes free'):
+        train.train(smoke_config(**{'pipeline.place': 'device'}), str(tmp_path / 'w'))
+    assert not (tmp_path / 'w').exists()
 
 
 @pytest.mark.slow

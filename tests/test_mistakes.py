@@ -70,6 +70,8 @@ SETTINGS = [
     ('--config.decode.method=nothing', 'peak'),
     ('--config.early_stopping.metric=nothing', 'metric.*epe_mean_224'),
     ('--config.pipeline.num_threads=-1', 'num_threads'),
+    ('--config.pipeline.place=disk', 'place.*device'),
+    ('--config.pipeline.stored_side=9', 'stored_side'),
     ('--config.augmentation.scale=(2.,1.)', 'scale'),
     ('--config.init_from=/nowhere/weights.npz', '/nowhere/weights.npz'),
 ]

@@ -6,9 +6,10 @@ this process: decoding and warping release the interpreter lock.
 """
 
 import dataclasses
+import functools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import cv2
 import grain
@@ -16,7 +17,9 @@ import numpy as np
 
 from handpose_jax import hand
 from handpose_jax.data.transforms import Augmentation, crop_example
-from handpose_jax.types import Source
+from handpose_jax.types import Sample, Source
+
+_Made = TypeVar('_Made')
 
 _BATCHES_AHEAD_PER_THREAD = 2
 
@@ -62,19 +65,51 @@ def train_dataset(
             that cannot be read, by its name.
     """
     _check(source, size, batch_size, num_threads, shard_index, shard_count)
-    if not 0 <= seed < 2**32:
-        raise ValueError(f'seed must be in 0..2**32 - 1, got {seed}')
-    for name, value in (('balance', balance), ('balance_within', balance_within)):
-        if not isinstance(value, Mapping) and not 0 <= value <= 1:
-            raise ValueError(f'{name} must be in 0..1, got {value}')
-    if balance == 1 and balance_within == 1:
-        indices = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
-    else:
-        indices = _balanced_indices(source, balance, seed, balance_within)
+    indices = _train_indices(source, seed, balance, balance_within)
     batches = indices.random_map(_TrainExample(source, size, augmentation), seed=seed).batch(
         batch_size, drop_remainder=True
     )
     return _shard_and_read(batches, num_threads, shard_index, shard_count)
+
+
+def train_positions(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    balance: float | Mapping[str, float] = 1.0,
+    balance_within: float = 1.0,
+    num_threads: int = 2,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> grain.IterDataset:
+    """The records of train_dataset's stream, in its order, without their pictures.
+
+    Args:
+        source: as there, and so are all others.
+        batch_size: see there.
+        seed: see there.
+        balance: see there.
+        balance_within: see there.
+        num_threads: see there.
+        shard_index: see there.
+        shard_count: see there.
+
+    Returns:
+        A dataset of batches: 'position' u32[b], each example's place in the stream of all shards
+        together, and 'index' i32[b], its record.
+
+    Raises:
+        ValueError: for an empty source or an argument out of range.
+    """
+    _check(source, 1, batch_size, num_threads, shard_index, shard_count)
+    indices = _train_indices(source, seed, balance, balance_within)
+    batches = indices.map_with_index(_place).batch(batch_size, drop_remainder=True)
+    return _shard_and_read(batches, num_threads, shard_index, shard_count)
+
+
+def _place(position: int, index: int) -> dict[str, Any]:
+    return {'position': np.uint32(position), 'index': np.int32(index)}
 
 
 def eval_batches(
@@ -152,16 +187,41 @@ def _example(
     augmentation: Augmentation | None,
     rng: np.random.Generator | None,
 ) -> dict[str, Any]:
+    return made_of(
+        source,
+        index,
+        functools.partial(crop_example, size=size, augmentation=augmentation, rng=rng, index=index),
+    )
+
+
+def made_of(source: Source, index: int, make: Callable[[Sample], _Made]) -> _Made:
+    """Reads a record and makes something of it.
+
+    Raises:
+        ValueError: where either fails, naming the record.
+    """
     try:
-        return crop_example(
-            source[index], size=size, augmentation=augmentation, rng=rng, index=index
-        )
+        return make(source[index])
     except (ValueError, OSError, cv2.error) as error:
         name = source.image_id(index)
         # Most sources name the record themselves, with the file it is written in.
         if isinstance(error, ValueError) and name in str(error):
             raise
         raise ValueError(f'record {index} ({name}): {error}') from error
+
+
+def _train_indices(
+    source: Source, seed: int, balance: float | Mapping[str, float], balance_within: float
+) -> grain.MapDataset:
+    """The records of a training, one after the other without an end."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f'seed must be in 0..2**32 - 1, got {seed}')
+    for name, value in (('balance', balance), ('balance_within', balance_within)):
+        if not isinstance(value, Mapping) and not 0 <= value <= 1:
+            raise ValueError(f'{name} must be in 0..1, got {value}')
+    if balance == 1 and balance_within == 1:
+        return grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
+    return _balanced_indices(source, balance, seed, balance_within)
 
 
 def _balanced_indices(

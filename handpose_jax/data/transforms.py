@@ -28,17 +28,17 @@ except ModuleNotFoundError:
 PADDING = 127
 """Grey level outside the image: next to zero once the network has normalised x/127.5 - 1."""
 
-_AVERAGED_FROM = 2
+AVERAGED_FROM = 2
 """Photograph pixels for each pixel of the crop, from which on they are averaged in blocks first."""
 
-_MARGIN_BLOCKS = 2
+MARGIN_BLOCKS = 2
 """So many blocks beyond what the crop shows belong to the part that is averaged."""
 
 CROP_RULE: dict[str, Any] = {
     'averaging': {
-        'from_step': _AVERAGED_FROM,
+        'from_step': AVERAGED_FROM,
         'block': 'floor(step)',
-        'margin_blocks': _MARGIN_BLOCKS,
+        'margin_blocks': MARGIN_BLOCKS,
     },
     'sampling': 'bilinear',
     'outside_the_image': PADDING,
@@ -50,10 +50,12 @@ _DIGITS = 6
 """Coordinates are rounded to that many decimals before their floor is taken: the last bits of a sum
 would otherwise decide where blocks of pixels begin, and for two programs differently."""
 
-_REFERENCE_SIZE = 224
+REFERENCE_SIZE = 224
+"""Side of the crop whose pixels augmentations are told in."""
 
 # Source: ITU-R BT.601, section 2.5.1, the weights of red, green and blue in luminance.
-_LUMA = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the grey of a picture that loses its colour."""
 
 _PROBABILITIES = ('grey', 'blur', 'noise', 'low_resolution', 'occlusion')
 _SPREADS = ('contrast', 'gamma', 'white_balance')
@@ -188,7 +190,7 @@ def crop_example(
             raise ValueError('crop_example: an augmentation needs an rng')
         scale = rng.uniform(augmentation.scale[0], augmentation.scale[1])
         rotation = math.radians(rng.uniform(-augmentation.rotation, augmentation.rotation))
-        reach = augmentation.translation * size / _REFERENCE_SIZE
+        reach = augmentation.translation * size / REFERENCE_SIZE
         shift = rng.uniform(-reach, reach, 2)
     box = geometry.square_box(np.asarray(sample['box'], np.float64), 1 / scale)
     crop_from_image = geometry.crop_from_image(
@@ -228,13 +230,13 @@ def warp_crop(
     """
     (a, b), (c, d) = image_from_crop[:, :2].tolist()
     step = round(math.sqrt(abs(a * d - b * c)), _DIGITS)
-    block = int(step) if step >= _AVERAGED_FROM else 1
+    block = int(step) if step >= AVERAGED_FROM else 1
 
     # Only the part of the image that the crop shows, and a margin that keeps its borders out of
     # sight: averaging a whole photograph for a small hand would be wasteful, and OpenCV refuses to
     # warp images with a side of 32,768 pixels or more.
-    x0, x1 = _reached(image_from_crop[0].tolist(), size, _MARGIN_BLOCKS * block, image.shape[1])
-    y0, y1 = _reached(image_from_crop[1].tolist(), size, _MARGIN_BLOCKS * block, image.shape[0])
+    x0, x1 = _reached(image_from_crop[0].tolist(), size, MARGIN_BLOCKS * block, image.shape[1])
+    y0, y1 = _reached(image_from_crop[1].tolist(), size, MARGIN_BLOCKS * block, image.shape[0])
     if x0 >= x1 or y0 >= y1:
         return np.full((size, size, 3), PADDING, np.uint8)
     part = image[y0:y1, x0:x1]
@@ -320,7 +322,7 @@ def _colour_matrix(
     # Brightness, contrast, colour cast and loss of colour are one linear map of (R, G, B, 1), so
     # that the pixels are touched once.
     grey = rng.random() < augmentation.grey
-    linear = np.tile(_LUMA, (3, 1)) if grey else np.eye(3)
+    linear = np.tile(LUMA, (3, 1)) if grey else np.eye(3)
     linear = linear * _factors(augmentation.white_balance, 3, rng)[:, None]
     contrast = _factors(augmentation.contrast, 1, rng)
     shift = 255 * rng.uniform(-augmentation.brightness, augmentation.brightness)
@@ -347,7 +349,7 @@ def _lose_resolution(
 def _blur(
     image: UInt8[np.ndarray, 's s 3'], rng: np.random.Generator
 ) -> UInt8[np.ndarray, 's s 3']:
-    unit = image.shape[0] / _REFERENCE_SIZE
+    unit = image.shape[0] / REFERENCE_SIZE
     if rng.random() < 0.5:
         sigma = unit * rng.uniform(0.5, 2)
         side = 2 * math.ceil(2 * sigma) + 1
@@ -363,16 +365,24 @@ def _blur(
     return cv2.filter2D(image, -1, kernel / kernel.sum())
 
 
-_NOISE_SIGMA = 32.0
-_NOISE_SLACK = 64
+NOISE_SIGMA = 32.0
+"""Grey levels, of noise_tile."""
+
+NOISE_SLACK = 64
+"""So many positions along each side has a window of noise_tile."""
 
 
 @functools.lru_cache(maxsize=4)
-def _noise_tile(size: int) -> UInt8[np.ndarray, 't t 3']:
+def noise_tile(size: int) -> UInt8[np.ndarray, 't t 3']:
+    """Gaussian noise about 128, of which each crop adds a window, weighted.
+
+    Args:
+        size: side of the crop; the tile is NOISE_SLACK wider.
+    """
     # Drawing fresh noise for every crop would cost several times all the rest; windows of one tile,
     # at 4,096 positions, do as well.
-    shape = (size + _NOISE_SLACK, size + _NOISE_SLACK, 3)
-    noise = np.random.default_rng(0).normal(128, _NOISE_SIGMA, shape)
+    shape = (size + NOISE_SLACK, size + NOISE_SLACK, 3)
+    noise = np.random.default_rng(0).normal(128, NOISE_SIGMA, shape)
     return np.round(np.clip(noise, 0, 255)).astype(np.uint8)
 
 
@@ -380,7 +390,7 @@ def _add_noise(
     image: UInt8[np.ndarray, 's s 3'], sigma: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, 's s 3']:
     size = image.shape[0]
-    x, y = rng.integers(0, _NOISE_SLACK, 2)
-    window = _noise_tile(size)[y : y + size, x : x + size]
-    weight = sigma / _NOISE_SIGMA
+    x, y = rng.integers(0, NOISE_SLACK, 2)
+    window = noise_tile(size)[y : y + size, x : x + size]
+    weight = sigma / NOISE_SIGMA
     return cv2.addWeighted(image, 1.0, window, weight, -128 * weight)

@@ -6,6 +6,7 @@ Each process of a run reads its own part of every batch and holds the whole stat
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -141,6 +142,21 @@ def largest(value: float, mesh: Mesh) -> float:
     values = np.full(len(mesh.local_devices), value, np.float32)
     most = jax.jit(jnp.max, out_shardings=replicated(mesh))
     return float(most(to_devices({'value': values}, mesh)['value']))
+
+
+def on_one_device(function: Callable[..., Any], replicated: Any, batch: Any) -> Any:
+    """Calls a function of JAX on a device of this process alone; no other process need call it.
+
+    Args:
+        function: of the two others; jitted here.
+        replicated: global arrays, whole on every device.
+        batch: this process's part, NumPy.
+
+    Returns:
+        NumPy arrays.
+    """
+    local = jax.tree.map(lambda leaf: leaf.addressable_data(0), replicated)
+    return jax.device_get(jax.jit(function)(local, batch))
 
 
 def _same(tree: Any) -> Any:

@@ -36,6 +36,7 @@ class Watch:
         max_skipped: int,
         empty_after: int,
         log: Callable[[str], None],
+        show: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ) -> None:
         """Begins.
 
@@ -45,6 +46,8 @@ class Watch:
             max_skipped: skipped steps in a row that end the training, at least 1.
             empty_after: steps in a row with empty heatmaps before the alarm; 0 for no alarm.
             log: prints a line.
+            show: makes types.Batch (NumPy) of a step's batch, for a dump; where the pictures lie in
+                device memory, a batch only names them.
 
         Raises:
             ValueError: for a number out of range.
@@ -59,6 +62,7 @@ class Watch:
         self._max_skipped = max_skipped
         self._empty_after = empty_after
         self._log = log
+        self._show = show
         self._last: tuple[int, Mapping[str, jax.Array], Mapping[str, np.ndarray]] | None = None
         self._empty_steps = 0
 
@@ -70,7 +74,7 @@ class Watch:
         Args:
             step: its number, from 1.
             metrics: of make_train_step.
-            batch: this process's part, types.Batch.
+            batch: this process's part, types.Batch, or what `show` makes it of; with 'index'.
 
         Raises:
             DivergedError: see finish.
@@ -116,7 +120,7 @@ class Watch:
         # The first and the last of a row: what broke it, and what it still cannot do.
         where = ''
         if in_a_row == 1 or gives_up:
-            path = dump(self._folder, step, batch, names, numbers)
+            path = dump(self._folder, step, self._show(batch), names, numbers)
             where = f'; the batch is in {path}'
         if not gives_up:
             self._log(f'step {step} skipped: {facts}{where}')

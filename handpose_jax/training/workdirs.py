@@ -45,6 +45,9 @@ _FREE_KEYS = frozenset(
     }
 )
 
+# What configs of earlier versions lack, and what runs did then: such a run goes on.
+_ADDED = {'pipeline.place': 'host', 'pipeline.stored_side': 0}
+
 # What inference and evaluation read; other fields may be missing in a config of another version.
 _NEEDED = (
     *('size', 'model.name', 'decode', 'ema', 'data.name', 'eval_split', 'protocol'),
@@ -87,11 +90,14 @@ def load_config(workdir: str) -> ConfigDict:
 
 def config_differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """One line for each key whose value differs, sorted; '-' stands for a key that is missing."""
-    flat_old, flat_new = _flatten(old), _flatten(new)
+    return _differences(_flatten(old), _flatten(new))
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
-        f'{key}: {flat_old.get(key, "-")!r} -> {flat_new.get(key, "-")!r}'
-        for key in sorted(flat_old.keys() | flat_new.keys())
-        if flat_old.get(key, '-') != flat_new.get(key, '-')
+        f'{key}: {old.get(key, "-")!r} -> {new.get(key, "-")!r}'
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, '-') != new.get(key, '-')
     ]
 
 
@@ -102,7 +108,7 @@ def differences_that_matter(old: ConfigDict, new: ConfigDict) -> list[str]:
     """
     return [
         line
-        for line in config_differences(old, new)
+        for line in _differences({**_ADDED, **_flatten(old)}, {**_ADDED, **_flatten(new)})
         if (key := line.split(':')[0]) not in _FREE_KEYS and key.rpartition('.')[2] != 'root'
     ]
 

@@ -63,6 +63,13 @@ def test_settings_that_move_no_parameter_may_change(tmp_path):
     checkpoints.check_workdir(str(tmp_path), make_config(**moved))
 
 
+def test_a_run_of_a_version_without_a_field_goes_on_with_what_it_did_then(tmp_path):
+    save_states(tmp_path, [3])
+    checkpoints.check_workdir(str(tmp_path), make_config(**{'pipeline.place': 'host'}))
+    with pytest.raises(ValueError, match=r"pipeline\.place: 'host' -> 'device'"):
+        checkpoints.check_workdir(str(tmp_path), make_config(**{'pipeline.place': 'device'}))
+
+
 def test_a_start_that_saved_nothing_bars_nobody(tmp_path):
     checkpoints.save_config(str(tmp_path), make_config())
     (tmp_path / 'checkpoints').mkdir()

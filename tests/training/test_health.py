@@ -147,6 +147,24 @@ def test_after_so_many_skipped_steps_the_run_ends_with_records_and_dump(tmp_path
             np.testing.assert_array_equal(saved[key], values)
 
 
+def test_a_batch_whose_pictures_are_in_device_memory_is_shown_for_the_dump(tmp_path):
+    shown = []
+
+    def show(batch):
+        shown.append(batch)
+        return make_batch(int(batch['index'][0]))
+
+    watch, _ = make_watch(tmp_path, show=show)
+    named = {'position': np.arange(4, dtype=np.uint32), 'index': np.arange(8, 12)}
+    watch.step(1, metrics_of(), named)
+    watch.step(2, metrics_of(1), named)
+    watch.finish()
+    assert shown == [named]
+    with np.load(tmp_path / health.DUMP_FOLDER / '2.npz') as saved:
+        for key, values in make_batch(8).items():
+            np.testing.assert_array_equal(saved[key], values)
+
+
 def test_a_good_step_between_ends_the_row(tmp_path):
     watch, said = make_watch(tmp_path)
     for number, in_a_row in enumerate((1, 2, 0, 1, 2, 0), start=1):
