@@ -8,8 +8,9 @@ settings than the paper's wants them here too (config.model). DIR holds annotati
 see handpose_jax/data/folder.py; records with "split": "val" are measured on.
 
 The statistics of batch normalisation stay as the start has them: a few photographs of one kind
-would replace those of all it knows. The rate is a fifth of a training's. benchmarks/finetuning.py
-measures what 50 and 200 photographs bring. The recipe is ours (confidence C).
+would replace those of all it knows. The rate is a fifth of a training's. What photographs of one
+kind bring, and what the network forgets of others, is in docs/results.md. The recipe is ours
+(confidence C).
 """
 
 from ml_collections import ConfigDict
