@@ -191,9 +191,10 @@ def train(
     state = distributed.replicate(state, mesh)
     take_step = make_train_step(model, tx, LOSSES[config.loss], sigma=config.sigma, ema=config.ema)
     batch_of = _batch_of(config)
+    parts_of = distributed.on_each_device(batch_of, mesh) if in_memory else batch_of
 
     def train_step(state: TrainState, stored: Any, batch: Any) -> Any:
-        return take_step(state, batch_of(stored, batch))
+        return take_step(state, parts_of(stored, batch))
 
     step_function = jax.jit(
         train_step,
