@@ -180,7 +180,8 @@ def prepare(config: ConfigDict, mesh: Mesh, *, init_from: str) -> Prepared:
     batch_size = distributed.process_batch_size(config.batch_size, mesh, field='batch_size')
     source = sources.load_source(split=config.train_split, **training_data(config))
     sources.check_images(source)
-    if config.pipeline.place == 'device':
+    on_device = config.pipeline.place == 'device'
+    if on_device:
         resident.check_fits(len(source), **_storage(config))
     model = models.build(**config.model.to_dict())
     tx, rate = optimizers.build(num_steps=config.num_steps, **config.optimizer.to_dict())
@@ -204,9 +205,10 @@ def prepare(config: ConfigDict, mesh: Mesh, *, init_from: str) -> Prepared:
         freeze_batch_stats=config.freeze_batch_stats,
     )
     batch_of = _batch_of(config)
+    parts_of = distributed.on_each_device(batch_of, mesh) if on_device else batch_of
 
     def train_step(state: TrainState, stored: Any, batch: Any) -> Any:
-        return take_step(state, batch_of(stored, batch))
+        return take_step(state, parts_of(stored, batch))
 
     step_function = jax.jit(
         train_step,
@@ -218,7 +220,7 @@ def prepare(config: ConfigDict, mesh: Mesh, *, init_from: str) -> Prepared:
     # Read before the first step only: a run that has ended needs none of it.
     @functools.cache
     def stored() -> Any:
-        if config.pipeline.place == 'host':
+        if not on_device:
             return None
         return resident.load(
             source, mesh=mesh, num_threads=config.pipeline.num_threads, **_storage(config)

@@ -1,7 +1,8 @@
 """Training data in device memory: decoded once; cropped and augmented inside the step, in JAX.
 
 For devices with few host cores beside them, or a slow disk: the host sends four bytes for a record
-and four for its place in the stream, and every example is a function of (seed, place) alone.
+and four for its place in the stream, and every example is a function of (seed, place) alone. The
+same program gives the same bits; that for another number of devices may round one otherwise.
 
 **What is stored.** Of each record the square that any augmentation can reach, `reach` times the
 side of its box, left hands mirrored. A square of no more pixels than the stored side (less a

@@ -144,6 +144,25 @@ def largest(value: float, mesh: Mesh) -> float:
     return float(most(to_devices({'value': values}, mesh)['value']))
 
 
+def on_each_device(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Lets each device work on its part of a batch, without a word to the others.
+
+    Args:
+        function: of arrays that are whole on every device, and of a batch, along the first axis, to
+            another batch.
+        mesh: of the run.
+
+    Returns:
+        The same function of global arrays, to be called inside jax.jit.
+    """
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(_AXIS)),
+        out_specs=PartitionSpec(_AXIS),
+    )
+
+
 def on_one_device(function: Callable[..., Any], replicated: Any, batch: Any) -> Any:
     """Calls a function of JAX on a device of this process alone; no other process need call it.
 
