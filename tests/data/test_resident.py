@@ -237,15 +237,13 @@ def photometric_pair(image, count, **fields):
 
 
 def spread_of(images):
-    """Second moments of a bright dot: xx, yy, xy, and its height; it stays where it is."""
+    """Second moments of a bright dot: xx, yy, xy, and its height."""
     grey = images.mean(axis=-1)
     y, x = np.mgrid[: grey.shape[1], : grey.shape[2]]
     mass = grey.sum(axis=(1, 2))
     cx, cy = (grey * x).sum(axis=(1, 2)) / mass, (grey * y).sum(axis=(1, 2)) / mass
     dx, dy = x - cx[:, None, None], y - cy[:, None, None]
     moments = [(grey * a * b).sum(axis=(1, 2)) / mass for a, b in ((dx, dx), (dy, dy), (dx, dy))]
-    assert np.ptp(cx) < 0.2
-    assert np.ptp(cy) < 0.2
     return np.stack([*moments, grey.max(axis=(1, 2))], axis=-1)
 
 
@@ -306,6 +304,14 @@ def test_photometric_changes_have_the_distributions_of_the_host(image, fields, s
         values += rng.normal(size=host.shape) * 0.02 * host.std(axis=0)
     for column in range(host.shape[1]):
         assert stats.ks_2samp(host[:, column], device[:, column]).pvalue > 0.002, column
+
+
+@pytest.mark.parametrize('name', ['blur', 'low_resolution'])
+def test_softening_does_not_shift(name):
+    _, device = photometric_pair(dots(96, 96, [(43.3, 51.8)], 3.0), 60, **{name: 1.0})
+    for crop in device:
+        found = centroid(crop, np.array([43.3, 51.8]), 24)
+        np.testing.assert_allclose(found, [43.3, 51.8], atol=0.1)
 
 
 @pytest.mark.parametrize('name', ['blur', 'noise', 'low_resolution', 'occlusion', 'grey'])
