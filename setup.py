@@ -11,7 +11,7 @@ setup(
     packages=[*find_packages(include=['handpose_jax', 'handpose_jax.*']), *SHIPPED],
     package_dir=SHIPPED,
     package_data={
-        'handpose_jax': ['py.typed'],
+        'handpose_jax': ['py.typed', 'weights/*'],
         **{name: ['**/*.py', '**/*.md'] for name in SHIPPED},
     },
 )

@@ -2,9 +2,10 @@
 
     HANDPOSE_ASSETS=DIR python benchmarks/real_photos.py LABEL=WORKDIR ...
 
-evaluates each workdir's network on the validation part of DIR/real_hands (machine-made labels) and
-on the right-or-left labelled samples of FreiHAND and CMU Panoptic in DIR/hands/samples (12 hands,
-labels of the data sets' authors), and adds the rows to benchmarks/results/real_photos.json.
+evaluates the network of each workdir, or of each file of weights, on the validation part of
+DIR/real_hands (machine-made labels) and on the right-or-left labelled samples of FreiHAND and CMU
+Panoptic in DIR/hands/samples (12 hands, labels of the data sets' authors), and adds the rows to
+benchmarks/results/real_photos.json.
 """
 
 import json
@@ -18,9 +19,9 @@ from typing import Any
 import numpy as np
 import results_file
 
+from handpose_jax import config as default
 from handpose_jax import evaluate, inference
 from handpose_jax.process import allocator, command_line, distributed
-from handpose_jax.training import workdirs
 
 FIGURES = ('hands', 'epe_median_224', 'epe_mean_224', 'auc', 'pck_at_0.2')
 
@@ -52,17 +53,20 @@ def sample_records(samples: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def measure(workdir: str, folders: dict[str, tuple[pathlib.Path, str]]) -> dict[str, Any]:
-    """Figures of a workdir's newest checkpoint on each folder (path, split)."""
-    config = workdirs.load_config(workdir).unlock()
-    run = inference.load_run(workdir, config=config)
+    """Figures of a workdir's newest checkpoint, or of weights, on each folder (path, split)."""
+    run = inference.load_run(workdir)
     model, step, variables = run.model, run.step, run.variables
+    # A file of weights has only those fields that inference needs.
+    config = default.improved().unlock()
+    config.update(run.config)
     rows: dict[str, Any] = {
         'steps': step,
         'model': config.model.name,
         'size': config.size,
-        'trained_on': results_file.without_folders(config.data.to_dict()),
-        'init_from': pathlib.PurePath(config.init_from).name,
     }
+    if 'init_from' in run.config:
+        rows['trained_on'] = results_file.without_folders(config.data.to_dict())
+        rows['init_from'] = pathlib.PurePath(config.init_from).name
     for name, (folder, split) in folders.items():
         config.data = {'name': 'folder', 'root': str(folder), 'crop_scale': 2.2}
         config.eval_split = split

@@ -20,7 +20,7 @@ _MODULES = {
     'predict': ('handpose_jax.predict', 'find the keypoints in photographs'),
     'calibrate': ('handpose_jax.evaluation.calibration', 'learn what a confidence means'),
     'report': ('handpose_jax.evaluation.report.__main__', 'put evaluated runs on one page'),
-    'weights': ('handpose_jax.weights', 'write the weights of a run as one small file'),
+    'weights': ('handpose_jax.save_weights', 'write the weights of a run as one small file'),
     'export': ('handpose_jax.export.__main__', 'write TFLite, ONNX, StableHLO and SavedModel'),
 }
 _SCRIPTS = {

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from handpose_jax import heatmaps, models
 from handpose_jax.models import folding
-from handpose_jax.process import compiler_options
+from handpose_jax.process import compiler_options, shipped
 from handpose_jax.training import weight_files, workdirs
 from handpose_jax.types import Prediction
 
@@ -42,12 +42,14 @@ def load_run(workdir: str, *, config: ConfigDict | None = None) -> TrainedRun:
     """Opens a training run.
 
     Args:
-        workdir: of the run, or its weights as one file, see training/weight_files.py.
+        workdir: of the run, or its weights as one file, see training/weight_files.py, or the name
+            of weights that come with the package.
         config: the workdir's, with other settings of decoding.
 
     Raises:
         ValueError: if the workdir holds no run, or no whole checkpoint.
     """
+    workdir = shipped.weights(workdir)
     if workdir.endswith(weight_files.SUFFIX):
         found = weight_files.load(workdir)
         own = found.config if config is None else config

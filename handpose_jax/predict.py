@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'handpose predict') -> N
     parser.add_argument(
         '--workdir',
         required=True,
-        help='folder of a training run, its .safetensors, or an exported file',
+        help='weights of the package by name, folder of a training run, its .safetensors, or an '
+        'exported file',
     )
     parser.add_argument('--out', required=True, type=Path, help='folder for overlays and JSON')
     parser.add_argument(

@@ -126,7 +126,8 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Predict
     """Opens a trained network.
 
     Args:
-        path: the workdir of a training run, which needs JAX; or a .tflite, .onnx or .stablehlo file
+        path: the name of weights that come with the package, the workdir of a training run, or its
+            .safetensors, which need JAX; or a .tflite, .onnx or .stablehlo file
             or SavedModel folder that `handpose export` wrote, which needs its own runtime alone.
             The JSON beside an exported file tells how it crops, and must agree with the file.
         threads: of the CPU, for exported files.

@@ -8,7 +8,7 @@ import optax
 
 from handpose_jax import models
 from handpose_jax.models import pretrained, torch_unet
-from handpose_jax.process import storage
+from handpose_jax.process import shipped, storage
 from handpose_jax.training import weight_files, workdirs
 
 
@@ -57,10 +57,11 @@ def init_state(
         size: side of the input, pixels.
         seed: of the random parameters.
         use_ema: keep a moving average of the parameters.
-        init_from: workdir of a run, or its weights as one file (weight_files.py), for all of its
-            weights, or the encoder's where the rest is another network; file of ImageNet weights
-            for the encoder, see models/pretrained.py, or of the tutorial's weights for the U-Net,
-            see models/torch_unet.py; '' for none.
+        init_from: workdir of a run, its weights as one file (weight_files.py), or the name of
+            weights that come with the package, for all of its weights, or the encoder's where the
+            rest is another network; file of ImageNet weights for the encoder, see
+            models/pretrained.py, or of the tutorial's weights for the U-Net, see
+            models/torch_unet.py; '' for none.
         model_name: the network's name, needed with init_from.
 
     Raises:
@@ -91,11 +92,12 @@ def init_state(
 
 
 def _start_from(source: str, variables: Any, model_name: str) -> Any:
+    source = shipped.weights(source)
     folder = storage.folder(source)
     if not folder.exists():
         raise ValueError(
-            f'init_from: {source}: no such file or folder; give the workdir of a run, or a file of '
-            'weights'
+            f'init_from: {source}: no such file or folder; give the workdir of a run, a file of '
+            f'weights, or the name of weights of the package ({", ".join(shipped.weights_names())})'
         )
     if folder.is_dir():
         config = workdirs.load_config(source)

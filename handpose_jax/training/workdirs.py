@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from handpose_jax.process import distributed, storage
+from handpose_jax.process import distributed, shipped, storage
 from handpose_jax.process.digests import digest_of_json
 
 CONFIG_FILE = 'config.json'
@@ -71,7 +71,8 @@ def load_config(workdir: str) -> ConfigDict:
     except FileNotFoundError:
         raise ValueError(
             f'workdir {workdir}: no {CONFIG_FILE}, so nothing was trained here; '
-            'give the folder of a training run'
+            'give the folder of a training run, or the name of weights of the package '
+            f'({", ".join(shipped.weights_names())})'
         ) from None
     except (OSError, ValueError) as error:
         raise ValueError(

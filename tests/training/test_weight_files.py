@@ -1,6 +1,8 @@
 """Weights as one file: what is saved is read, damage is named, and a training starts from it."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,10 @@ import numpy as np
 import pytest
 
 import handpose_jax
-from handpose_jax import models, weights
+from handpose_jax import inference, models, save_weights
 from handpose_jax.config import load
 from handpose_jax.data.sources import SketchSource
+from handpose_jax.process import shipped
 from handpose_jax.training import checkpoints, state, weight_files
 from handpose_jax.training.early_stopping import EarlyStopping
 
@@ -145,7 +148,7 @@ class SketchStream:
 def test_the_command_writes_what_load_and_a_training_take(tmp_path, variables, capsys):
     run_of(tmp_path / 'w', variables)
     path = tmp_path / 'hands.safetensors'
-    weights.main(['--workdir', str(tmp_path / 'w'), '--out', str(path)])
+    save_weights.main(['--workdir', str(tmp_path / 'w'), '--out', str(path)])
     assert capsys.readouterr().out.strip() == str(path)
     image = SketchSource(count=1)[0]['image']
     whole, small = handpose_jax.load(tmp_path / 'w')(image), handpose_jax.load(path)(image)
@@ -157,7 +160,37 @@ def test_the_command_writes_what_load_and_a_training_take(tmp_path, variables, c
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(variables), strict=True):
             np.testing.assert_allclose(a, b, rtol=2**-11)
     with pytest.raises(SystemExit, match='nothing was trained here'):
-        weights.main(['--workdir', str(tmp_path / 'none'), '--out', str(path)])
+        save_weights.main(['--workdir', str(tmp_path / 'none'), '--out', str(path)])
+
+
+def test_weights_of_the_package_have_names(file, monkeypatch, tmp_path):
+    monkeypatch.setattr(shipped, '_PACKAGE', tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'weights').mkdir()
+    named = file.rename(tmp_path / 'weights' / file.name)
+    assert shipped.weights_names() == ['hands']
+    assert inference.load_run('hands').workdir == str(named)
+    found = state._start_from('hands', variables_of(seed=1), 'small_unet')
+    assert jax.tree.leaves(found)[0].shape == jax.tree.leaves(variables_of())[0].shape
+    with pytest.raises(ValueError, match=r'feet: no such file.*weights of the package \(hands\)'):
+        state._start_from('feet', variables_of(), 'small_unet')
+    # A run of the same name, where one stands, comes first.
+    (tmp_path / 'hands').mkdir()
+    with pytest.raises(ValueError, match=r'nothing was trained here.*\(hands\)'):
+        inference.load_run('hands')
+
+
+@pytest.mark.parametrize('name', shipped.weights_names())
+def test_the_packages_own_weights_are_whole_and_small(name):
+    file = Path(shipped.weights(name))
+    assert file.stat().st_size < 10e6
+    found = weight_files.load(file)
+    model = models.build(**found.config.model.to_dict())
+    images = jnp.zeros((1, found.config.size, found.config.size, 3), jnp.uint8)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    assert jax.tree.map(jnp.shape, found.variables) == jax.tree.map(jnp.shape, shapes)
+    card = (file.parent / 'README.md').read_text(encoding='utf-8')
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in card
 
 
 def test_the_metadata_are_plain_json(file):
