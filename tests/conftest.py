@@ -1,6 +1,7 @@
 """What every test starts from: a quiet JAX, Keras on JAX, no display; and two shared fixtures."""
 
 import atexit
+import collections
 import os
 import pathlib
 import shutil
@@ -39,12 +40,17 @@ _FAST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Marks the fast set, see CONTRIBUTING.md."""
+    """Marks the fast set, see CONTRIBUTING.md, and lets files with slow tests begin.
+
+    Several workers take a file each; one that took a long file last would be waited for.
+    """
     folder = pathlib.Path(__file__).parent
     for item in items:
         place = item.path.relative_to(folder).as_posix()
         if place.startswith(_FAST) and 'slow' not in item.keywords:
             item.add_marker('fast')
+    slow = collections.Counter(item.path for item in items if 'slow' in item.keywords)
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope='session')
