@@ -534,7 +534,13 @@ def _tabulate(annotations: Path) -> dict[str, np.ndarray]:
     for name, position, value in _elements(annotations):
         if name == 'images':
             number, image = _image(annotations, position, value)
-            images[number] = (len(images), *image)
+            known = images.setdefault(number, (len(images), *image))
+            if known[1:] != image:
+                raise ValueError(
+                    f"{annotations}: image {position}, field 'id': expected one that no other "
+                    f'image has, got {_show(number)}, which is that of {known[1]} too; give each '
+                    'image an id of its own'
+                )
         elif name == 'categories':
             side_of_category |= _side_of_category(value)
         else:
@@ -576,7 +582,12 @@ def _stack(arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _is_known(number: Any, images: Mapping[Any, Any]) -> bool:
-    return isinstance(number, int | str) and number in images
+    return _is_id(number) and number in images
+
+
+def _is_id(value: Any) -> bool:
+    # True is 1 to Python.
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def _image(annotations: Path, position: int, value: Any) -> tuple[int | str, tuple[str, int, int]]:
@@ -591,7 +602,7 @@ def _image(annotations: Path, position: int, value: Any) -> tuple[int | str, tup
     if not isinstance(value, dict):
         raise bad('images', 'an object', value)
     number, file = value.get('id'), value.get('file_name')
-    if not isinstance(number, int | str):
+    if not _is_id(number):
         raise bad('id', 'a number or text', number)
     if (
         not isinstance(file, str)
@@ -613,7 +624,7 @@ def _image(annotations: Path, position: int, value: Any) -> tuple[int | str, tup
 
 def _side_of_category(value: Any) -> dict[Any, int]:
     """Which hand a category means, if its name holds one of the two words."""
-    if not isinstance(value, dict) or not isinstance(value.get('id'), int):
+    if not isinstance(value, dict) or not _is_id(value.get('id')):
         return {}
     words = [side for side in _SIDES if side in str(value.get('name')).lower()]
     return {value['id']: _SIDES.index(words[0])} if len(words) == 1 else {}

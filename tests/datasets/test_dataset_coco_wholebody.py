@@ -211,6 +211,27 @@ def test_damaged_persons_are_named(wholebody, tmp_path):
         split.make(1)
 
 
+def test_an_id_is_of_one_image(hands, tmp_path):
+    """A second image of the same id would move the hands of all after it to other pictures."""
+
+    def repeat(content, **changes):
+        content['images'].insert(1, {**content['images'][0], **changes})
+
+    edited(hands, tmp_path, repeat)
+    whole = single(hands, tmp_path / 'a')
+    twice = single(tmp_path, tmp_path / 'b', pictures=hands)
+    assert twice.records == whole.records
+    for index in range(whole.records):
+        assert twice.make(index)['image'] == whole.make(index)['image']
+    edited(hands, tmp_path, lambda content: repeat(content, file_name='other.png'))
+    message = r"image 1, field 'id': expected one that no other image has, got .* is that of "
+    with pytest.raises(ValueError, match=message):
+        single(tmp_path, tmp_path / 'c', pictures=hands)
+    edited(hands, tmp_path, lambda content: content['images'][0].update(id=True))
+    with pytest.raises(ValueError, match=r"image 0, field 'id': expected a number or text, got Tr"):
+        single(tmp_path, tmp_path / 'd', pictures=hands)
+
+
 @pytest.mark.parametrize('name', ['/etc/passwd', '../x.png', 'a/../../x.png', 'C:\\x.png', '', 3])
 def test_file_names_that_lead_elsewhere_are_refused(hands, tmp_path, name):
     edited(hands, tmp_path, lambda content: content['images'][2].update(file_name=name))
