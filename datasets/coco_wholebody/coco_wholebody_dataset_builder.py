@@ -11,7 +11,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import ijson
 import numpy as np
@@ -585,7 +585,7 @@ def _is_known(number: Any, images: Mapping[Any, Any]) -> bool:
     return _is_id(number) and number in images
 
 
-def _is_id(value: Any) -> bool:
+def _is_id(value: Any) -> TypeGuard[int | str]:
     # True is 1 to Python.
     return isinstance(value, int | str) and not isinstance(value, bool)
 
