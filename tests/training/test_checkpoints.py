@@ -1,5 +1,6 @@
 """Configs beside checkpoints, and the errors of workdirs that do not fit."""
 
+import gc
 import json
 import logging
 import os
@@ -261,6 +262,9 @@ def remove(path, rng):
     path.unlink()
 
 
+# Where a file is damaged, Orbax leaves futures behind whose event loop is closed when they are
+# collected: here, and not in whichever test comes next.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize(
     ('damage', 'part'),
     [
@@ -297,6 +301,7 @@ def test_whatever_is_damaged_nothing_else_is_read_than_what_was_saved(
         if used[-1] == 3:
             assert [p.name.split('_')[0] for p in (workdir / 'damaged').iterdir()] == ['20']
         shutil.rmtree(workdir)
+    gc.collect()
     assert used.count(3) >= len(used) / 4
 
 
