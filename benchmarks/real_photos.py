@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import results_file
+from ml_collections import ConfigDict
 
 from handpose_jax import config as default
 from handpose_jax import evaluate, inference
@@ -57,8 +58,7 @@ def measure(workdir: str, folders: dict[str, tuple[pathlib.Path, str]]) -> dict[
     run = inference.load_run(workdir)
     model, step, variables = run.model, run.step, run.variables
     # A file of weights has only those fields that inference needs.
-    config = default.improved().unlock()
-    config.update(run.config)
+    config = ConfigDict({**default.improved().to_dict(), **run.config.to_dict()})
     rows: dict[str, Any] = {
         'steps': step,
         'model': config.model.name,
@@ -69,6 +69,8 @@ def measure(workdir: str, folders: dict[str, tuple[pathlib.Path, str]]) -> dict[
         rows['init_from'] = pathlib.PurePath(config.init_from).name
     for name, (folder, split) in folders.items():
         config.data = {'name': 'folder', 'root': str(folder), 'crop_scale': 2.2}
+        # A run may have data of its own to be measured on.
+        config.eval_data = {'name': ''}
         config.eval_split = split
         summary = evaluate.Evaluation(config, model, distributed.data_mesh()).run(variables).summary
         rows[name] = {figure: summary[figure] for figure in FIGURES}
