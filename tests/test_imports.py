@@ -25,7 +25,7 @@ TIERS = (
     {'inference'},
     {'runtimes'},
     {'predictor'},
-    {'train', 'evaluate', 'export', 'predict', 'weights', 'evaluation.report'},
+    {'train', 'evaluate', 'export', 'predict', 'save_weights', 'evaluation.report'},
     {'main'},
     {'cli'},
     {'__main__'},

@@ -157,6 +157,8 @@ def test_everything_is_in_the_wheel(wheel):
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if not name.endswith('/')}
     expected = {'handpose_jax/py.typed'}
+    weights = (ROOT / 'handpose_jax' / 'weights').iterdir()
+    expected |= {path.relative_to(ROOT).as_posix() for path in weights}
     for folder, place in (('handpose_jax', ''), ('configs', 'handpose_jax/_shipped/')):
         expected |= {
             f'{place}{path.relative_to(ROOT).as_posix()}' for path in (ROOT / folder).rglob('*.py')
